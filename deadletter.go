@@ -1,0 +1,85 @@
+package broker
+
+import (
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Headers that a dead-lettered message carries on top of its own, the same on
+// every broker. Redrive removes them.
+const (
+	HeaderDeadLetterReason   = "x-dead-letter-reason"
+	HeaderDeadLetterQueue    = "x-dead-letter-queue" // where it was consumed
+	HeaderDeadLetterAttempts = "x-dead-letter-attempts"
+	HeaderDeadLetterTime     = "x-dead-letter-time" // RFC 3339
+)
+
+// Headers that tell where in a stream a message comes from.
+const (
+	HeaderSourceStream    = "x-source-stream"
+	HeaderSourcePartition = "x-source-partition"
+	HeaderSourceOffset    = "x-source-offset"
+	HeaderSourceKey       = "x-source-key"
+	HeaderSourceTime      = "x-source-time" // RFC 3339
+)
+
+// A DeadLetter tells why a message is in a dead-letter queue.
+type DeadLetter struct {
+	Reason   string
+	Queue    string // where it was consumed
+	Attempts int
+	Time     time.Time
+}
+
+// DeadLetterMessage returns the message to store in a dead-letter queue: m
+// with everything it carries, but for Delay and TTL, and why in its headers.
+// m is not changed.
+func DeadLetterMessage(m Message, why DeadLetter) Message {
+	h := m.Headers.Without(isDeadLetterHeader)
+	m.Headers = append(h[:len(h):len(h)],
+		Header{HeaderDeadLetterReason, why.Reason},
+		Header{HeaderDeadLetterQueue, why.Queue},
+		Header{HeaderDeadLetterAttempts, strconv.Itoa(why.Attempts)},
+		Header{HeaderDeadLetterTime, why.Time.UTC().Format(time.RFC3339Nano)})
+	m.Delay, m.TTL = 0, 0
+	return m
+}
+
+// DeadLetterOf reads what DeadLetterMessage wrote, and whether it is there.
+func DeadLetterOf(m *Message) (DeadLetter, bool) {
+	reason, ok := m.Headers.Lookup(HeaderDeadLetterReason)
+	if !ok {
+		return DeadLetter{}, false
+	}
+	d := DeadLetter{Reason: reason, Queue: m.Headers.Get(HeaderDeadLetterQueue)}
+	d.Attempts, _ = strconv.Atoi(m.Headers.Get(HeaderDeadLetterAttempts))
+	d.Time, _ = time.Parse(time.RFC3339Nano, m.Headers.Get(HeaderDeadLetterTime))
+	return d, true
+}
+
+// RedriveMessage undoes DeadLetterMessage: it returns m as it was published.
+func RedriveMessage(m Message) Message {
+	m.Headers = m.Headers.Without(isDeadLetterHeader)
+	return m
+}
+
+func isDeadLetterHeader(key string) bool { return strings.HasPrefix(key, "x-dead-letter-") }
+
+// SourceHeaders returns the headers that tell where r was read.
+func SourceHeaders(r *Record) Headers {
+	stream := ""
+	if a := r.Assignment(); a != nil {
+		stream = a.Stream
+	}
+	h := Headers{
+		{HeaderSourceStream, stream},
+		{HeaderSourcePartition, strconv.FormatInt(int64(r.Partition), 10)},
+		{HeaderSourceOffset, r.Offset().String()},
+		{HeaderSourceKey, string(r.Key)},
+	}
+	if t := r.Time(); !t.IsZero() {
+		h = append(h, Header{HeaderSourceTime, t.UTC().Format(time.RFC3339Nano)})
+	}
+	return h
+}

@@ -1,0 +1,281 @@
+package broker
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// An Inbox stands between an adapter's fetching and [Consumer].Receive. It
+// keeps the group gate: of the deliveries of a group it hands out one, in the
+// order of Put, and the next once the adapter says what became of that one
+// (Done or Undo). Deliveries without a group pass freely. It is safe for
+// concurrent use, has no goroutine, and allocates for groups alone.
+type Inbox struct {
+	giveBack func([]*Delivery)
+
+	mu      sync.Mutex
+	ready   []*Delivery // from head on
+	head    int
+	waiting int // behind an open one of their group
+	groups  map[string]*inboxGroup
+	err     error
+	closed  bool
+	wake    chan struct{} // a token while something is ready
+	taken   chan struct{} // closed and replaced when the buffer shrinks
+}
+
+type inboxGroup struct {
+	open    *Delivery
+	waiting []*Delivery
+}
+
+// NewInbox returns an Inbox. giveBack is called, outside all locks, with
+// deliveries that were never handed out and must return to the broker, since
+// an earlier one of their group will be redelivered first.
+func NewInbox(giveBack func([]*Delivery)) *Inbox {
+	return &Inbox{
+		giveBack: giveBack,
+		groups:   map[string]*inboxGroup{},
+		wake:     make(chan struct{}, 1),
+		taken:    make(chan struct{}),
+	}
+}
+
+// Put hands deliveries to the inbox in the order in which the broker gave
+// them. After Close they are given back at once.
+func (b *Inbox) Put(ds ...*Delivery) {
+	var back []*Delivery
+	b.mu.Lock()
+	if b.closed {
+		back = ds
+	} else {
+		for _, d := range ds {
+			back = b.put(d, back)
+		}
+		b.signal()
+	}
+	b.mu.Unlock()
+	b.back(back)
+}
+
+func (b *Inbox) put(d *Delivery, back []*Delivery) []*Delivery {
+	if d.GroupID == "" {
+		b.ready = append(b.ready, d)
+		return back
+	}
+	g := b.groups[d.GroupID]
+	if g != nil && !expired(g.open) {
+		g.waiting = append(g.waiting, d)
+		b.waiting++
+		return back
+	}
+	if g != nil { // the open one was lost: what waits behind it comes after its redelivery
+		back = append(back, g.waiting...)
+		b.waiting -= len(g.waiting)
+	}
+	b.groups[d.GroupID] = &inboxGroup{open: d}
+	b.ready = append(b.ready, d)
+	return back
+}
+
+// Receive does what [Consumer].Receive promises.
+func (b *Inbox) Receive(ctx context.Context, max int) ([]*Delivery, error) {
+	if max <= 0 {
+		return nil, Invalid("max %d: want at least 1", max)
+	}
+	for {
+		if err := ContextError(ctx); err != nil {
+			return nil, err
+		}
+		ds, err := b.take(max)
+		if ds != nil || err != nil {
+			return ds, err
+		}
+		select {
+		case <-ctx.Done():
+		case <-b.wake:
+		}
+	}
+}
+
+func (b *Inbox) take(max int) ([]*Delivery, error) {
+	var back []*Delivery
+	defer func() { b.back(back) }()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		b.signal()
+		return nil, b.err
+	}
+	var out []*Delivery
+	shrunk := false
+	for b.head < len(b.ready) && len(out) < max {
+		d := b.ready[b.head]
+		b.ready[b.head] = nil
+		b.head++
+		shrunk = true
+		if expired(d) {
+			back = append(back, b.undo(d)...)
+			continue
+		}
+		if out == nil {
+			out = make([]*Delivery, 0, min(max, len(b.ready)-b.head+1))
+		}
+		out = append(out, d)
+	}
+	if b.head == len(b.ready) {
+		b.ready, b.head = b.ready[:0], 0
+	} else if b.head > 1024 && b.head > len(b.ready)/2 {
+		n := copy(b.ready, b.ready[b.head:])
+		clear(b.ready[n:])
+		b.ready, b.head = b.ready[:n], 0
+	}
+	if shrunk {
+		b.shrunk()
+	}
+	if out == nil && b.err != nil {
+		b.signal()
+		return nil, b.err
+	}
+	b.signal()
+	return out, nil
+}
+
+// Done tells that d is settled for good: the next of its group may go out.
+func (b *Inbox) Done(d *Delivery) {
+	if d.GroupID == "" {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	g := b.groups[d.GroupID]
+	if g == nil || g.open != d {
+		return
+	}
+	if len(g.waiting) == 0 {
+		delete(b.groups, d.GroupID)
+		return
+	}
+	g.open, g.waiting = g.waiting[0], g.waiting[1:]
+	b.waiting--
+	b.ready = append(b.ready, g.open)
+	b.signal()
+}
+
+// Undo tells that d will be redelivered: what waited behind it is given back,
+// and its group is free.
+func (b *Inbox) Undo(d *Delivery) {
+	if d.GroupID == "" {
+		return
+	}
+	b.mu.Lock()
+	back := b.undo(d)
+	b.mu.Unlock()
+	b.back(back)
+}
+
+func (b *Inbox) undo(d *Delivery) []*Delivery {
+	g := b.groups[d.GroupID]
+	if d.GroupID == "" || g == nil || g.open != d {
+		return nil
+	}
+	delete(b.groups, d.GroupID)
+	b.waiting -= len(g.waiting)
+	if len(g.waiting) > 0 {
+		b.shrunk()
+	}
+	return g.waiting
+}
+
+// Len returns how many deliveries were put and not handed out yet.
+func (b *Inbox) Len() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.len()
+}
+
+func (b *Inbox) len() int { return len(b.ready) - b.head + b.waiting }
+
+// WaitBelow blocks until Len is below n. It returns ctx's error, or ErrClosed
+// after Close.
+func (b *Inbox) WaitBelow(ctx context.Context, n int) error {
+	for {
+		b.mu.Lock()
+		l, taken, closed := b.len(), b.taken, b.closed
+		b.mu.Unlock()
+		switch {
+		case closed:
+			return ErrClosed
+		case l < n:
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ContextError(ctx)
+		case <-taken:
+		}
+	}
+}
+
+// SetErr makes Receive return err whenever nothing is ready, until SetErr(nil).
+func (b *Inbox) SetErr(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.closed {
+		b.err = err
+		b.signal()
+	}
+}
+
+// Close makes Receive return err (nil: ErrClosed) and returns everything that
+// was not handed out, which the adapter gives back to the broker.
+func (b *Inbox) Close(err error) []*Delivery {
+	if err == nil {
+		err = ErrClosed
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return nil
+	}
+	b.closed, b.err = true, err
+	rest := b.ready[b.head:]
+	for _, g := range b.groups {
+		rest = append(rest, g.waiting...)
+	}
+	b.ready, b.head, b.waiting, b.groups = nil, 0, 0, nil
+	b.shrunk()
+	b.signal()
+	return rest
+}
+
+// signal leaves a token for one receiver while there is something to see.
+func (b *Inbox) signal() {
+	if b.head < len(b.ready) || b.err != nil {
+		select {
+		case b.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (b *Inbox) shrunk() {
+	close(b.taken)
+	b.taken = make(chan struct{})
+}
+
+func (b *Inbox) back(ds []*Delivery) {
+	if len(ds) > 0 && b.giveBack != nil {
+		b.giveBack(ds)
+	}
+}
+
+// expired tells whether nothing will come of d any more.
+func expired(d *Delivery) bool {
+	if d.state.Load() == stateLost {
+		return true
+	}
+	ns := d.lease.Load()
+	return ns != 0 && time.Now().UnixNano() >= ns && d.state.Load() == stateOpen
+}
