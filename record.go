@@ -54,6 +54,10 @@ func (r *Record) Bind(o Offset, a *Assignment) { r.offset, r.assignment = o, a }
 type Assignment struct {
 	Stream, Group string
 	Partition     int32
+	// Identity tells the stream apart from one of the same name in another
+	// cluster, or deleted and created again (in Kafka: cluster id and topic
+	// id). Empty: the broker has no such thing.
+	Identity string
 	// State is the adapter's own; programs leave it alone.
 	State any
 	ended atomic.Bool
