@@ -1,0 +1,138 @@
+package conformance
+
+// checkOwners: a partition has one member of a group at a time, and nobody
+// reads or commits after it was taken away.
+func (c *streamCheck) checkOwners() {
+	type groupSlot struct {
+		group     string
+		partition int32
+	}
+	type hold struct {
+		known bool // the member was told about the partition at least once
+		mine  bool
+		ended int // when it was taken away
+	}
+	owner := map[groupSlot]string{}
+	holds := map[streamHold]*hold{}
+	of := func(who string, p int32) *hold {
+		k := streamHold{who, p}
+		if holds[k] == nil {
+			holds[k] = &hold{}
+		}
+		return holds[k]
+	}
+	for i := range c.events {
+		e := &c.events[i]
+		switch e.Op {
+		case StreamAssign:
+			for _, p := range e.Partitions {
+				slot := groupSlot{e.Group, p}
+				if o := owner[slot]; o != "" && o != e.Who {
+					c.fail(NotOwned, "partition %d was assigned to %s while %s had it", p, e.Who, o)
+				}
+				owner[slot] = e.Who
+				*of(e.Who, p) = hold{known: true, mine: true}
+			}
+		case StreamRevoke, StreamLost:
+			for _, p := range e.Partitions {
+				if owner[groupSlot{e.Group, p}] == e.Who {
+					delete(owner, groupSlot{e.Group, p})
+				}
+				*of(e.Who, p) = hold{known: true, ended: e.End}
+			}
+		case StreamPoll, StreamCommit:
+			if e.Group == "" || e.Outcome != OutcomeOK {
+				continue
+			}
+			said := map[int32]bool{}
+			for _, en := range e.Entries {
+				h := of(e.Who, en.Partition)
+				if said[en.Partition] || !h.known || h.mine || e.Start < h.ended {
+					continue
+				}
+				said[en.Partition] = true
+				did := "read"
+				if e.Op == StreamCommit {
+					did = "committed"
+				}
+				c.fail(NotOwned, "%s %s %d@%v after the partition was taken from it", e.Who, did, en.Partition, en.Offset)
+			}
+		}
+	}
+}
+
+// checkCommits: the stored position is not beyond the first record that was
+// not processed. Without StreamProcess events of a group, what it was handed
+// counts as processed.
+func (c *streamCheck) checkCommits() {
+	type groupState struct {
+		processes     bool
+		readCommitted bool
+	}
+	groups := map[string]*groupState{}
+	for i := range c.events {
+		if e := &c.events[i]; e.Group != "" {
+			if groups[e.Group] == nil {
+				groups[e.Group] = &groupState{}
+			}
+			g := groups[e.Group]
+			g.processes = g.processes || e.Op == StreamProcess
+			g.readCommitted = g.readCommitted || e.Op == StreamPoll && e.ReadCommitted
+		}
+	}
+	type progress struct {
+		next int // rank of the first record that is not processed
+		done map[int]bool
+	}
+	type groupSlot struct {
+		group     string
+		partition int32
+	}
+	state := map[groupSlot]*progress{}
+	for i := range c.events {
+		e := &c.events[i]
+		g := groups[e.Group]
+		if g == nil || e.Outcome != OutcomeOK {
+			continue
+		}
+		known := c.all
+		if g.readCommitted {
+			known = c.committed
+		}
+		for _, en := range e.Entries {
+			k := groupSlot{e.Group, en.Partition}
+			s := state[k]
+			switch e.Op {
+			case StreamPoll, StreamProcess:
+				rank, ok := known.ranks[streamSlot{en.Partition, en.Offset}]
+				if !ok {
+					continue
+				}
+				if s == nil { // a group may begin anywhere
+					s = &progress{next: rank, done: map[int]bool{}}
+					state[k] = s
+				}
+				if e.Op == StreamProcess || !g.processes {
+					s.done[rank] = true
+				}
+				for s.done[s.next] {
+					delete(s.done, s.next)
+					s.next++
+				}
+			case StreamCommitted:
+				c.checkCommitted(e.Group, en, known, s == nil, func() int { return s.next })
+			}
+		}
+	}
+}
+
+func (c *streamCheck) checkCommitted(group string, en StreamEntry, known ranking, untouched bool, next func() int) {
+	offsets := known.slots[en.Partition]
+	first := 0
+	if !untouched {
+		first = next()
+	}
+	if first < len(offsets) && offsets[first].Compare(en.Offset) < 0 {
+		c.fail(CommittedTooFar, "group %s stored %d@%v, and %v was not processed", group, en.Partition, en.Offset, offsets[first])
+	}
+}
