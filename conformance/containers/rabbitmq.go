@@ -1,0 +1,168 @@
+package containers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// RabbitMQInstance is a RabbitMQ node with streams, the management API and the
+// consistent-hash exchange. The user guest may connect from anywhere.
+type RabbitMQInstance struct {
+	*Instance
+	// URL is the AMQP endpoint, amqp://user:password@host:port/.
+	URL string
+	// StreamURL is the endpoint of the stream protocol,
+	// rabbitmq-stream://user:password@host:port/, or "" when the environment
+	// names none. The node advertises this very address; a client that goes
+	// through a proxy resolves every address to the proxy's.
+	StreamURL string
+	// ManagementURL is the HTTP API's, http://user:password@host:port without
+	// a slash at the end, or "" when the environment names none.
+	ManagementURL string
+}
+
+// RabbitMQ returns the RabbitMQ node of this test run: the one that the
+// environment names, else one started once for this process. The error wraps
+// ErrUnavailable when there is none.
+func RabbitMQ(ctx context.Context) (*RabbitMQInstance, error) {
+	in, err := sharedInstance(ctx, KindRabbitMQ)
+	if err != nil {
+		return nil, err
+	}
+	return newRabbitMQ(in), nil
+}
+
+// StartRabbitMQ starts a RabbitMQ node for the caller alone, about eight seconds
+// on two cores. The caller terminates it; what it forgets goes with the process.
+func StartRabbitMQ(ctx context.Context) (*RabbitMQInstance, error) {
+	in, err := private(ctx, rabbitMQSpec())
+	if err != nil {
+		return nil, err
+	}
+	return newRabbitMQ(in), nil
+}
+
+const rabbitMQUser = "guest:guest@"
+
+func newRabbitMQ(in *Instance) *RabbitMQInstance {
+	return &RabbitMQInstance{
+		Instance:      in,
+		URL:           endpointURL("amqp://"+rabbitMQUser, in.at[roleClient], "/"),
+		StreamURL:     endpointURL("rabbitmq-stream://"+rabbitMQUser, in.at[roleStream], "/"),
+		ManagementURL: endpointURL("http://"+rabbitMQUser, in.at[roleManagement], ""),
+	}
+}
+
+// endpointURL completes a host:port to a URL. What is a URL already, or
+// nothing, stays as it is.
+func endpointURL(prefix, addr, suffix string) string {
+	if addr == "" || strings.Contains(addr, "://") {
+		return addr
+	}
+	return prefix + addr + suffix
+}
+
+func rabbitMQSpec() spec {
+	const confd = "/etc/rabbitmq/conf.d/"
+	return spec{
+		kind:     KindRabbitMQ,
+		ports:    []port{{roleClient, 5672}, {roleStream, 5552}, {roleManagement, 15672}},
+		hostname: "queuestream", // a node's data belong to its host's name
+		files: func(at addrs) []file {
+			files := []file{
+				config("rabbitmq.conf", confd+"90-queuestream.conf"),
+				config("enabled_plugins", "/etc/rabbitmq/enabled_plugins"),
+			}
+			if host, port, ok := hostPort(at[roleStream]); ok {
+				files = append(files, file{path: confd + "91-advertised.conf", mode: 0o644,
+					body: fmt.Appendf(nil, "stream.advertised_host = %s\nstream.advertised_port = %d\n", host, port)})
+			}
+			return files
+		},
+		ready: rabbitMQReady,
+		grace: 20 * time.Second,
+	}
+}
+
+// rabbitMQEnv reads the AMQP URL, and the stream and management URLs beside it.
+func rabbitMQEnv(value string) (addrs, error) {
+	if u, err := url.Parse(value); err != nil || (u.Scheme != "amqp" && u.Scheme != "amqps") || u.Host == "" {
+		return nil, fmt.Errorf("%q is not amqp://host:port/", value)
+	}
+	return addrs{
+		roleClient:     value,
+		roleStream:     os.Getenv(KindRabbitMQ.Env() + envStream),
+		roleManagement: strings.TrimSuffix(os.Getenv(KindRabbitMQ.Env()+envManagement), "/"),
+	}, nil
+}
+
+// rabbitMQReady opens an AMQP connection, and looks at the stream listener and
+// at the management API where there are any.
+func rabbitMQReady(ctx context.Context, at addrs) error {
+	in := newRabbitMQ(&Instance{at: at})
+	conn, err := amqp.DialConfig(in.URL, amqp.Config{Dial: func(network, addr string) (net.Conn, error) {
+		c, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		// As amqp.DefaultDial does: the handshake may not take for ever.
+		return c, c.SetDeadline(time.Now().Add(probeTimeout))
+	}})
+	if err != nil {
+		return fmt.Errorf("amqp: %w", err)
+	}
+	_ = conn.Close()
+	if in.StreamURL != "" {
+		u, err := url.Parse(in.StreamURL)
+		if err != nil {
+			return err
+		}
+		c, err := (&net.Dialer{}).DialContext(ctx, "tcp", u.Host)
+		if err != nil {
+			return fmt.Errorf("streams: %w", err)
+		}
+		_ = c.Close()
+	}
+	if in.ManagementURL != "" {
+		if err := httpReady(ctx, in.ManagementURL+"/api/overview"); err != nil {
+			return fmt.Errorf("management: %w", err)
+		}
+	}
+	return nil
+}
+
+// errHTTPStatus is what httpReady returns for any answer but 200.
+var errHTTPStatus = errors.New("unexpected HTTP status")
+
+// httpReady returns nil when a GET of the URL is answered with 200. It keeps no
+// connection open.
+func httpReady(ctx context.Context, target string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
+	if err != nil {
+		return err
+	}
+	if u := req.URL.User; u != nil {
+		password, _ := u.Password()
+		req.SetBasicAuth(u.Username(), password)
+	}
+	tr := &http.Transport{DisableKeepAlives: true}
+	defer tr.CloseIdleConnections()
+	resp, err := (&http.Client{Transport: tr}).Do(req)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%w %s", errHTTPStatus, resp.Status)
+	}
+	return nil
+}
