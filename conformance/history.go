@@ -1,6 +1,11 @@
 package conformance
 
-import "fmt"
+import (
+	"errors"
+	"fmt"
+
+	"github.com/queuestream/broker"
+)
 
 // An Outcome is what became of a call in a history.
 type Outcome uint8
@@ -22,6 +27,17 @@ func (o Outcome) String() string {
 		return "fail"
 	}
 	return "info"
+}
+
+// outcomeOf tells what an error says about whether the call happened.
+func outcomeOf(err error) Outcome {
+	switch {
+	case err == nil:
+		return OutcomeOK
+	case errors.Is(err, broker.ErrUnknownOutcome):
+		return OutcomeInfo
+	}
+	return OutcomeFail
 }
 
 // A Violation is a verdict of a checker on a history.
