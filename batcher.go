@@ -3,13 +3,14 @@ package broker
 import (
 	"context"
 	"sync"
-	"sync/atomic"
+	"time"
 )
 
 // BatcherOptions configure a Batcher. Send is required.
 type BatcherOptions[T, R any] struct {
-	// Send carries out one batch and sets a result for each item. Its ctx ends
-	// when Close gives up waiting; callers' contexts do not reach it. Up to
+	// Send carries out one batch and sets a result for each item; it owns both
+	// slices until it returns. Its ctx ends when Close gives up waiting, and
+	// Send must then return; callers' contexts do not reach it. Up to
 	// MaxInFlight calls run at once.
 	Send func(ctx context.Context, items []T, results []Result[R])
 
@@ -30,39 +31,75 @@ type Result[R any] struct {
 
 // A Batcher gathers concurrent calls into batches. A batch leaves when it is
 // full, or when nothing is in flight, so that batching adds no latency at low
-// load. It holds no goroutine while idle.
+// load. It holds no goroutine while idle, and its cost for each item does not
+// depend on how many are queued.
 type Batcher[T, R any] struct {
 	o      BatcherOptions[T, R]
-	ctx    context.Context
+	ctx    context.Context // of Send
 	cancel context.CancelFunc
+	calls  sync.Pool // of Do
 
 	mu       sync.Mutex
-	queue    []*batchCall[T, R] // may be sent now
-	bytes    int                // of queue
-	pending  int                // queued, with those waiting for their key
-	inFlight int                // batches
+	ready    fifo[batchLine[T, R]] // what may be sent now
+	items    int                   // that ready stands for; those given up may still count
+	bytes    int                   // of them
+	pending  int                   // queued and not given up, those behind their key included
+	inFlight int                   // batches
 	keys     map[string]*batchKey[T, R]
+	epoch    *batchEpoch   // of new calls
+	epochs   []*batchEpoch // earlier ones with calls left
 	closed   bool
-	changed  chan struct{} // closed and replaced when a batch ends
+	changed  chan struct{} // closed and replaced when room is made, for those that wait for some
 }
 
-type batchKey[T, R any] struct{ waiting []*batchCall[T, R] } // present while in flight
+// A batchLine is a place in the queue: of a key with all its items, or of one
+// item without a key.
+type batchLine[T, R any] struct {
+	key  *batchKey[T, R]
+	call *batchCall[T, R]
+}
+
+// A batchKey is present while items of the key are queued or in flight.
+type batchKey[T, R any] struct {
+	name     string
+	calls    fifo[*batchCall[T, R]]
+	bytes    int // of calls
+	inFlight bool
+}
 
 type batchCall[T, R any] struct {
-	item     T
-	key      string
-	size     int
-	result   Result[R]
-	state    uint8 // guarded by mu
-	finished func(*batchCall[T, R])
+	item   T
+	size   int
+	result Result[R]
+	state  uint8 // guarded by mu
+	key    *batchKey[T, R]
+	epoch  *batchEpoch
+	done   chan struct{}  // Do: gets a token
+	all    *batchAll      // DoAll
+	notify func(R, error) // Go
+}
+
+// A batchAll is one DoAll; left is guarded by mu.
+type batchAll struct {
+	left int
+	done chan struct{}
+}
+
+// A batchEpoch is what was enqueued between two calls of Flush.
+type batchEpoch struct {
+	left int
+	done chan struct{} // closed when left falls to 0 after a Flush began to wait
 }
 
 const (
 	callQueued uint8 = iota
 	callSent
 	callDone
-	callCancelled
+	callGivenUp
 )
+
+// batcherCloseWait is how long Close waits for a cancelled Send to return.
+const batcherCloseWait = 2 * time.Second
 
 // NewBatcher returns a Batcher.
 func NewBatcher[T, R any](o BatcherOptions[T, R]) *Batcher[T, R] {
@@ -72,7 +109,8 @@ func NewBatcher[T, R any](o BatcherOptions[T, R]) *Batcher[T, R] {
 	if o.MaxInFlight <= 0 {
 		o.MaxInFlight = 1
 	}
-	b := &Batcher[T, R]{o: o, keys: map[string]*batchKey[T, R]{}, changed: make(chan struct{})}
+	b := &Batcher[T, R]{o: o, keys: map[string]*batchKey[T, R]{}, epoch: &batchEpoch{}}
+	b.calls.New = func() any { return &batchCall[T, R]{done: make(chan struct{}, 1)} }
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	return b
 }
@@ -81,122 +119,151 @@ func NewBatcher[T, R any](o BatcherOptions[T, R]) *Batcher[T, R] {
 // was sent, nothing happened and ctx's error is returned; after that the error
 // wraps ErrUnknownOutcome too.
 func (b *Batcher[T, R]) Do(ctx context.Context, item T) (R, error) {
-	done := make(chan struct{})
-	c := &batchCall[T, R]{item: item, finished: func(*batchCall[T, R]) { close(done) }}
-	if err := b.enqueue(ctx, c); err != nil {
-		var zero R
-		return zero, err
+	c := b.calls.Get().(*batchCall[T, R])
+	c.item, c.state = item, callQueued
+	err := b.enqueue(ctx, c)
+	if err == nil {
+		select {
+		case <-c.done:
+		case <-ctx.Done():
+			r, answered := b.abandon(ctx, c)
+			if !answered {
+				return r.Value, r.Err // whoever holds c still writes to it
+			}
+			<-c.done
+		}
 	}
-	select {
-	case <-done:
-		return c.result.Value, c.result.Err
-	case <-ctx.Done():
+	r := c.result
+	if err != nil {
+		r.Err = err
 	}
-	r := b.abandon(ctx, c)
+	*c = batchCall[T, R]{done: c.done}
+	b.calls.Put(c)
 	return r.Value, r.Err
 }
 
 // DoAll sends many items in order and waits for all results, with Do's rules
 // for each.
 func (b *Batcher[T, R]) DoAll(ctx context.Context, items []T) []Result[R] {
-	var left atomic.Int64
-	left.Store(int64(len(items)))
-	done := make(chan struct{})
-	finish := func(n int) {
-		if left.Add(-int64(n)) == 0 {
-			close(done)
-		}
-	}
-	calls := make([]*batchCall[T, R], len(items))
-	slab := make([]batchCall[T, R], len(items))
-	for i := range items {
-		calls[i] = &slab[i]
-		slab[i] = batchCall[T, R]{item: items[i], finished: func(*batchCall[T, R]) { finish(1) }}
-	}
 	results := make([]Result[R], len(items))
-	sent := len(calls)
-	for len(calls) > 0 {
-		n := len(calls)
-		if b.o.MaxQueued > 0 {
-			n = min(n, max(1, b.o.MaxQueued/2))
-		}
-		if err := b.enqueue(ctx, calls[:n]...); err != nil {
-			sent -= len(calls)
-			for i := sent; i < len(items); i++ {
-				results[i].Err = err
-			}
-			finish(len(calls))
-			break
-		}
-		calls = calls[n:]
-	}
 	if len(items) == 0 {
 		return results
 	}
+	all := &batchAll{left: len(items), done: make(chan struct{})}
+	slab := make([]batchCall[T, R], len(items))
+	calls := make([]*batchCall[T, R], len(items))
+	for i := range items {
+		slab[i] = batchCall[T, R]{item: items[i], all: all}
+		calls[i] = &slab[i]
+	}
+	sent := 0
+	for sent < len(calls) {
+		n := len(calls) - sent
+		if b.o.MaxQueued > 0 {
+			n = min(n, max(1, b.o.MaxQueued/2))
+		}
+		if err := b.enqueue(ctx, calls[sent:sent+n]...); err != nil {
+			for i := sent; i < len(items); i++ {
+				results[i].Err = err
+			}
+			b.mu.Lock()
+			if all.left -= len(calls) - sent; all.left == 0 {
+				close(all.done)
+			}
+			b.mu.Unlock()
+			break
+		}
+		sent += n
+	}
 	select {
-	case <-done:
+	case <-all.done:
 		for i := range sent {
 			results[i] = slab[i].result
 		}
 	case <-ctx.Done():
 		for i := range sent {
-			results[i] = b.abandon(ctx, &slab[i])
+			results[i], _ = b.abandon(ctx, &slab[i])
 		}
 	}
 	return results
 }
 
-// Go sends one item and calls done with its result, from a goroutine that
-// sends: done must not block. ctx bounds only the wait for room in the queue;
-// with an error Go has sent nothing and done is not called.
+// Go sends one item and calls done, unless nil, with its result, from a
+// goroutine that sends: done must not block. ctx bounds only the wait for room
+// in the queue; with an error Go has sent nothing and done is not called.
 func (b *Batcher[T, R]) Go(ctx context.Context, item T, done func(R, error)) error {
-	return b.enqueue(ctx, &batchCall[T, R]{item: item, finished: func(c *batchCall[T, R]) {
-		done(c.result.Value, c.result.Err)
-	}})
+	return b.enqueue(ctx, &batchCall[T, R]{item: item, notify: done})
 }
 
-// Flush waits until everything enqueued before has its result, or until ctx ends.
+// Flush waits until everything enqueued before has its result (and its done
+// was called), or until ctx ends. What is enqueued later it does not wait for.
 func (b *Batcher[T, R]) Flush(ctx context.Context) error {
-	for {
-		b.mu.Lock()
-		idle, changed := b.pending == 0 && b.inFlight == 0, b.changed
-		b.mu.Unlock()
-		if idle {
-			return nil
-		}
+	b.mu.Lock()
+	if b.epoch.left > 0 {
+		b.epoch.done = make(chan struct{})
+		b.epochs = append(b.epochs, b.epoch)
+		b.epoch = &batchEpoch{}
+	}
+	waits := make([]chan struct{}, 0, len(b.epochs))
+	for _, e := range b.epochs {
+		waits = append(waits, e.done)
+	}
+	b.mu.Unlock()
+	for _, w := range waits {
 		select {
-		case <-changed:
+		case <-w:
 		case <-ctx.Done():
 			return ContextError(ctx)
 		}
 	}
+	return nil
 }
 
 // Close refuses new items, waits for the rest until ctx ends, then fails what
-// was not sent with ErrClosed and cancels what is in flight. It may be called
-// again.
+// was not sent with ErrClosed, cancels what is in flight and waits a moment for
+// it. It may be called again.
 func (b *Batcher[T, R]) Close(ctx context.Context) error {
 	b.mu.Lock()
 	b.closed = true
+	b.wake()
 	b.mu.Unlock()
 	err := b.Flush(ctx)
 	b.mu.Lock()
-	rest := b.queue
-	for _, k := range b.keys {
-		rest = append(rest, k.waiting...)
-		k.waiting = nil
+	var rest []*batchCall[T, R]
+	for b.ready.len() > 0 {
+		if l := b.ready.pop(); l.call != nil {
+			rest = append(rest, l.call)
+		}
 	}
-	b.queue, b.bytes, b.pending = nil, 0, 0
-	rest = claim(rest)
+	for _, k := range b.keys {
+		for k.calls.len() > 0 {
+			rest = append(rest, k.calls.pop())
+		}
+		k.bytes = 0
+	}
+	b.items, b.bytes = 0, 0
+	failed := rest[:0]
+	for _, c := range rest {
+		if c.state == callQueued {
+			c.state, c.result.Err = callSent, ErrClosed
+			failed = append(failed, c)
+		}
+	}
+	b.pending = 0
 	b.mu.Unlock()
 	b.cancel()
-	for _, c := range rest {
-		c.result.Err = ErrClosed
-		c.finished(c)
-	}
+	notify(failed)
+	b.mu.Lock()
+	b.answered(failed)
+	b.mu.Unlock()
+	release(failed)
+	ended, cancel := context.WithTimeout(context.WithoutCancel(ctx), batcherCloseWait)
+	defer cancel()
+	_ = b.Flush(ended) // bounded: a Send that does not return is left behind
 	return err
 }
 
+// enqueue takes all of calls or none.
 func (b *Batcher[T, R]) enqueue(ctx context.Context, calls ...*batchCall[T, R]) error {
 	for {
 		if err := ContextError(ctx); err != nil {
@@ -210,6 +277,9 @@ func (b *Batcher[T, R]) enqueue(ctx context.Context, calls ...*batchCall[T, R]) 
 		if b.o.MaxQueued <= 0 || b.pending == 0 || b.pending+len(calls) <= b.o.MaxQueued {
 			break
 		}
+		if b.changed == nil {
+			b.changed = make(chan struct{})
+		}
 		changed := b.changed
 		b.mu.Unlock()
 		select {
@@ -218,19 +288,62 @@ func (b *Batcher[T, R]) enqueue(ctx context.Context, calls ...*batchCall[T, R]) 
 		}
 	}
 	defer b.mu.Unlock()
+	b.pending += len(calls)
+	b.epoch.left += len(calls)
 	for _, c := range calls {
-		if b.o.Size != nil {
-			c.size = b.o.Size(c.item)
-		}
-		if b.o.Key != nil {
-			c.key = b.o.Key(c.item)
-		}
-		b.pending++
-		b.queue = append(b.queue, c)
-		b.bytes += c.size
+		b.add(c)
 	}
 	b.start()
 	return nil
+}
+
+func (b *Batcher[T, R]) add(c *batchCall[T, R]) {
+	c.epoch = b.epoch
+	if b.o.Size != nil {
+		c.size = b.o.Size(c.item)
+	}
+	name := ""
+	if b.o.Key != nil {
+		name = b.o.Key(c.item)
+	}
+	if name == "" {
+		b.ready.push(batchLine[T, R]{call: c})
+		b.items++
+		b.bytes += c.size
+		return
+	}
+	k := b.keys[name]
+	if k == nil {
+		k = &batchKey[T, R]{name: name}
+		b.keys[name] = k
+	}
+	c.key = k
+	k.calls.push(c)
+	k.bytes += c.size
+	switch {
+	case k.inFlight:
+	case k.calls.len() == 1:
+		b.line(k)
+	case !b.o.OnePerKey:
+		b.items++
+		b.bytes += c.size
+	}
+}
+
+// line puts a key with items in the queue.
+func (b *Batcher[T, R]) line(k *batchKey[T, R]) {
+	b.ready.push(batchLine[T, R]{key: k})
+	items, bytes := b.stands(k)
+	b.items += items
+	b.bytes += bytes
+}
+
+// stands returns what a line of k stands for.
+func (b *Batcher[T, R]) stands(k *batchKey[T, R]) (items, bytes int) {
+	if b.o.OnePerKey {
+		return 1, k.calls.peek().size
+	}
+	return k.calls.len(), k.bytes
 }
 
 // start begins as many batches as may leave now. b.mu is held.
@@ -245,67 +358,84 @@ func (b *Batcher[T, R]) start() {
 	}
 }
 
-// next takes a batch that is full, or anything if nothing is in flight. b.mu is held.
+// next takes a batch that is full, or anything if nothing is in flight. b.mu
+// is held.
 func (b *Batcher[T, R]) next() []*batchCall[T, R] {
-	if len(b.queue) == 0 || b.inFlight > 0 && !b.full(len(b.queue), b.bytes) {
+	full := b.items >= b.o.MaxItems || b.o.MaxBytes > 0 && b.bytes >= b.o.MaxBytes
+	if b.ready.len() == 0 || b.inFlight > 0 && !full {
 		return nil
 	}
-	var batch []*batchCall[T, R]
-	var mine map[string]bool
-	size, i := 0, 0
-	for ; i < len(b.queue) && len(batch) < b.o.MaxItems; i++ {
-		c := b.queue[i]
-		if c.state == callCancelled {
-			b.bytes -= c.size
-			continue
-		}
-		if k := b.keys[c.key]; k != nil && (!mine[c.key] || b.o.OnePerKey) {
-			k.waiting = append(k.waiting, c)
-			b.bytes -= c.size
-			continue
-		}
-		if b.o.MaxBytes > 0 && len(batch) > 0 && size+c.size > b.o.MaxBytes {
-			break
-		}
-		if c.key != "" && !mine[c.key] {
-			b.keys[c.key] = &batchKey[T, R]{}
-			if mine == nil {
-				mine = map[string]bool{}
-			}
-			mine[c.key] = true
-		}
+	batch := make([]*batchCall[T, R], 0, min(b.items, b.o.MaxItems))
+	size := 0
+	fits := func(c *batchCall[T, R]) bool {
+		return len(batch) == 0 || len(batch) < b.o.MaxItems && (b.o.MaxBytes <= 0 || size+c.size <= b.o.MaxBytes)
+	}
+	take := func(c *batchCall[T, R]) {
+		c.state = callSent
 		batch = append(batch, c)
 		size += c.size
-		b.bytes -= c.size
 	}
-	overflow := i < len(b.queue)
-	rest := b.queue[i:]
-	if len(batch) > 0 && b.inFlight > 0 && !overflow && !b.full(len(batch), size) {
-		// Not full after all: those that wait for their key do not count.
-		for key := range mine {
-			rest = append(rest, b.keys[key].waiting...)
-			delete(b.keys, key)
+	for b.ready.len() > 0 && len(batch) < b.o.MaxItems {
+		l := b.ready.peek()
+		if c := l.call; c != nil {
+			if c.state == callQueued {
+				if !fits(c) {
+					break
+				}
+				take(c)
+			}
+			b.ready.pop()
+			b.items--
+			b.bytes -= c.size
+			continue
 		}
-		b.queue = append(batch, rest...)
-		b.bytes = 0
-		for _, c := range b.queue {
-			b.bytes += c.size
+		k := l.key
+		b.dropGivenUp(k)
+		if k.calls.len() == 0 {
+			b.ready.pop()
+			delete(b.keys, k.name)
+			continue
 		}
-		return nil
-	}
-	clear(b.queue[:i])
-	if b.queue = rest; len(rest) == 0 {
-		b.queue = nil
-	}
-	for _, c := range batch {
-		c.state = callSent
+		if !fits(k.calls.peek()) {
+			break
+		}
+		b.ready.pop()
+		items, bytes := b.stands(k)
+		b.items -= items
+		b.bytes -= bytes
+		k.inFlight = true
+		for k.calls.len() > 0 && fits(k.calls.peek()) {
+			c := k.calls.pop()
+			k.bytes -= c.size
+			if c.state == callQueued {
+				take(c)
+				if b.o.OnePerKey {
+					break
+				}
+			}
+		}
 	}
 	b.pending -= len(batch)
+	if len(batch) == 0 {
+		return nil
+	}
+	b.wake()
 	return batch
 }
 
-func (b *Batcher[T, R]) full(items, bytes int) bool {
-	return items >= b.o.MaxItems || b.o.MaxBytes > 0 && bytes >= b.o.MaxBytes
+// dropGivenUp drops the items given up at the head of a key's line.
+func (b *Batcher[T, R]) dropGivenUp(k *batchKey[T, R]) {
+	for k.calls.len() > 0 && k.calls.peek().state != callQueued {
+		items, bytes := b.stands(k)
+		k.bytes -= k.calls.pop().size
+		b.items -= items
+		b.bytes -= bytes
+		if k.calls.len() > 0 {
+			items, bytes = b.stands(k)
+			b.items += items
+			b.bytes += bytes
+		}
+	}
 }
 
 func (b *Batcher[T, R]) run(batch []*batchCall[T, R]) {
@@ -316,58 +446,100 @@ func (b *Batcher[T, R]) run(batch []*batchCall[T, R]) {
 		}
 		results := make([]Result[R], len(batch))
 		b.o.Send(b.ctx, items, results)
-		b.mu.Lock()
 		for i, c := range batch {
-			c.result, c.state = results[i], callDone
+			c.result = results[i]
 		}
-		b.mu.Unlock()
-		for _, c := range batch {
-			c.finished(c)
-		}
+		notify(batch) // before the next of their keys can be sent, so that done is called in order
 		b.mu.Lock()
+		b.answered(batch)
 		for _, c := range batch {
-			if k := b.keys[c.key]; k != nil && c.key != "" {
-				delete(b.keys, c.key)
-				for _, w := range k.waiting {
-					b.bytes += w.size
+			if k := c.key; k != nil && k.inFlight {
+				k.inFlight = false
+				if k.calls.len() > 0 {
+					b.line(k)
+				} else {
+					delete(b.keys, k.name)
 				}
-				b.queue = append(k.waiting, b.queue...)
 			}
 		}
 		b.inFlight--
-		close(b.changed)
-		b.changed = make(chan struct{})
-		if batch = b.next(); batch != nil {
+		next := b.next()
+		if next != nil {
 			b.inFlight++
 		}
 		b.start()
 		b.mu.Unlock()
+		release(batch)
+		batch = next
 	}
 }
 
-// abandon gives up waiting for c because ctx ended.
-func (b *Batcher[T, R]) abandon(ctx context.Context, c *batchCall[T, R]) Result[R] {
+func notify[T, R any](calls []*batchCall[T, R]) {
+	for _, c := range calls {
+		if c.notify != nil {
+			c.notify(c.result.Value, c.result.Err)
+		}
+	}
+}
+
+// answered notes that calls have their results. b.mu is held.
+func (b *Batcher[T, R]) answered(calls []*batchCall[T, R]) {
+	for _, c := range calls {
+		c.state = callDone
+		b.leaveEpoch(c)
+		if c.all != nil {
+			if c.all.left--; c.all.left == 0 {
+				close(c.all.done)
+			}
+		}
+	}
+}
+
+// release wakes the callers of Do. Those may use their calls anew.
+func release[T, R any](calls []*batchCall[T, R]) {
+	for _, c := range calls {
+		if c.done != nil {
+			c.done <- struct{}{}
+		}
+	}
+}
+
+func (b *Batcher[T, R]) leaveEpoch(c *batchCall[T, R]) {
+	e := c.epoch
+	if e.left--; e.left > 0 || e.done == nil {
+		return
+	}
+	close(e.done)
+	for i := range b.epochs {
+		if b.epochs[i] == e {
+			b.epochs = append(b.epochs[:i], b.epochs[i+1:]...)
+			return
+		}
+	}
+}
+
+// wake lets those look again who wait for room.
+func (b *Batcher[T, R]) wake() {
+	if b.changed != nil {
+		close(b.changed)
+		b.changed = nil
+	}
+}
+
+// abandon gives up waiting for c because ctx ended. It reports whether c was
+// answered all the same.
+func (b *Batcher[T, R]) abandon(ctx context.Context, c *batchCall[T, R]) (Result[R], bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch c.state {
 	case callQueued:
-		c.state = callCancelled
+		c.state = callGivenUp
 		b.pending--
-		return Result[R]{Err: ContextError(ctx)}
+		b.leaveEpoch(c)
+		b.wake()
+		return Result[R]{Err: ContextError(ctx)}, false
 	case callDone:
-		return c.result
+		return c.result, true
 	}
-	return Result[R]{Err: UnknownOutcome(ContextError(ctx))}
-}
-
-// claim takes the calls that nobody has given up.
-func claim[T, R any](calls []*batchCall[T, R]) []*batchCall[T, R] {
-	var out []*batchCall[T, R]
-	for _, c := range calls {
-		if c.state == callQueued {
-			c.state = callSent
-			out = append(out, c)
-		}
-	}
-	return out
+	return Result[R]{Err: UnknownOutcome(ContextError(ctx))}, false
 }

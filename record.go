@@ -14,7 +14,8 @@ type Record struct {
 	Pin        bool  // publish to Partition; otherwise Key selects
 	Tombstone  bool  // deletes Key under compaction; Value must be empty
 
-	ms         int64 // UnixMilli+1, so that zero means unset
+	attempt    uint16 // set by the Processor; in what would be padding
+	ms         int64  // UnixMilli+1, so that zero means unset
 	offset     Offset
 	assignment *Assignment
 }

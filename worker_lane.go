@@ -1,0 +1,126 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// lane handles one piece of work after the other.
+func (r *workerRun) lane() {
+	for jobs := range r.work {
+		r.handle(jobs)
+		r.freeLanes(1)
+	}
+}
+
+func (r *workerRun) handle(jobs []*job) {
+	ctx, cancel := context.WithCancelCause(r.base)
+	defer cancel(nil)
+	if r.w.Timeout > 0 {
+		var stop context.CancelFunc
+		ctx, stop = context.WithTimeout(ctx, r.w.Timeout)
+		defer stop()
+	}
+	run := &running{cancel: cancel}
+	if jobs = r.keeper.start(jobs, run); len(jobs) == 0 {
+		return
+	}
+	c := &r.w.counters
+	c.running.Add(1)
+	began := time.Now()
+	err := r.call(ctx, jobs)
+	took := time.Since(began)
+	c.running.Add(-1)
+	r.keeper.stop(jobs)
+	for i, j := range jobs {
+		verdictErr := err
+		if r.maxBatch > 0 {
+			verdictErr = ErrorAt(err, i)
+		}
+		c.handled.Add(1)
+		if verdictErr != nil {
+			c.handlerErrors.Add(1)
+		}
+		if p, ok := errors.AsType[*PanicError](verdictErr); ok {
+			c.panics.Add(1)
+			r.observer.observe(ctx, Observation{Kind: ObservedPanic, Incoming: j.d, Count: 1, Err: p})
+		}
+		r.observer.observe(ctx, Observation{
+			Kind: ObservedHandled, Incoming: j.d, Count: 1, Duration: took, Err: verdictErr,
+		})
+		r.decide(ctx, j, verdictErr)
+	}
+}
+
+// call runs the handler and turns a panic into an error.
+func (r *workerRun) call(ctx context.Context, jobs []*job) (err error) {
+	defer recovered(&err)
+	if r.maxBatch == 0 {
+		return r.chain(ctx, jobs[0].d)
+	}
+	ds := make([]*Delivery, len(jobs))
+	for i, j := range jobs {
+		ds[i] = j.d
+	}
+	if len(r.w.Middleware) == 0 {
+		return r.w.BatchHandler(ctx, ds)
+	}
+	ins := make([]Incoming, len(ds))
+	for i, d := range ds {
+		ins[i] = d
+	}
+	return batchChain(ctx, r.w.Middleware, ins, func(ctx context.Context, index []int) error {
+		picked := make([]*Delivery, len(index))
+		for i, k := range index {
+			picked[i] = ds[k]
+		}
+		return r.w.BatchHandler(ctx, picked)
+	})
+}
+
+// decide turns a handler's error into a verdict and has it carried out.
+func (r *workerRun) decide(ctx context.Context, j *job, err error) {
+	if j.d.Settled() { // by the handler, or the lease is lost
+		r.keeper.finish(j)
+		return
+	}
+	v, ok := VerdictOf(err)
+	switch {
+	case err != nil && errors.Is(context.Cause(ctx), ErrShutdown) && (!ok || v.Kind != VerdictReject):
+		v = Verdict{Kind: VerdictNack, Snooze: r.caps.Snooze} // cut off by the shutdown: at once, elsewhere
+	case !ok && r.w.Retry.MaxAttempts > 0 && j.d.Attempt >= r.w.Retry.MaxAttempts:
+		v = Verdict{Kind: VerdictReject, Reason: fmt.Sprintf("attempt %d of %d: %v", j.d.Attempt, r.w.Retry.MaxAttempts, err)}
+	case !ok:
+		v = Verdict{Kind: VerdictNack, Delay: r.w.Retry.After(j.d.Attempt, err)}
+	}
+	r.settler.put(j, r.possible(ctx, j, v, err))
+}
+
+// possible returns v, or what comes closest to it where the queue cannot do it.
+func (r *workerRun) possible(ctx context.Context, j *job, v Verdict, err error) Verdict {
+	asked := v
+	if v.Kind == VerdictReject && !r.caps.Reject {
+		v = Verdict{Kind: VerdictNack, Delay: r.w.Retry.After(j.d.Attempt, err)}
+	}
+	if v.Kind == VerdictNack {
+		if v.Snooze && !r.caps.Snooze {
+			v.Snooze = false
+		}
+		if v.Delay > 0 && !r.caps.NackDelay {
+			// No delay to be had: the lane waits a little, so that a failing
+			// message does not spin.
+			sleep(ctx, min(v.Delay, time.Second))
+			v.Delay = 0
+		} else if longest := r.caps.MaxNackDelay; longest > 0 && v.Delay > longest {
+			v.Delay = longest
+		}
+	}
+	if v != asked {
+		r.observer.observe(ctx, Observation{
+			Kind: ObservedUnsupported, Incoming: j.d, Verdict: asked, Count: 1, Err: ValidateVerdict(&asked, &r.caps),
+		})
+	}
+	return v
+}

@@ -1,0 +1,226 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+)
+
+const maxLeaseTick = time.Second
+
+// A leaseKeeper knows every delivery in the worker's hands. It extends each
+// lease at a third of its length, and ends the handler's ctx when a delivery
+// is lost. Its timer runs only while something is in hand.
+type leaseKeeper struct {
+	r  *workerRun
+	mu sync.Mutex
+	// jobs is the head of a ring.
+	jobs      job
+	n         int
+	tick      time.Duration
+	timer     *time.Timer
+	armed     bool
+	extending bool
+	closed    bool
+	wg        sync.WaitGroup // extensions
+	ctx       context.Context
+	cancel    context.CancelFunc
+}
+
+func (k *leaseKeeper) init(r *workerRun) {
+	k.r, k.tick = r, maxLeaseTick
+	k.jobs.prev, k.jobs.next = &k.jobs, &k.jobs
+	k.ctx, k.cancel = context.WithCancel(context.WithoutCancel(r.base))
+}
+
+func (k *leaseKeeper) add(jobs []*job) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, j := range jobs {
+		j.prev, j.next = k.jobs.prev, &k.jobs
+		j.prev.next, j.next.prev = j, j
+		if j.lease > 0 {
+			k.tick = min(k.tick, max(j.lease/9, 5*time.Millisecond))
+		}
+	}
+	k.n += len(jobs)
+	k.r.w.counters.held.Add(int64(len(jobs)))
+	k.arm()
+}
+
+func (k *leaseKeeper) arm() {
+	if k.armed || k.closed || k.n == 0 {
+		return
+	}
+	k.armed = true
+	if k.timer == nil {
+		k.timer = time.AfterFunc(k.tick, k.scan)
+		return
+	}
+	k.timer.Reset(k.tick)
+}
+
+// start notes that a handler runs for jobs and returns those that still are
+// the worker's.
+func (k *leaseKeeper) start(jobs []*job, run *running) []*job {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	live := jobs[:0]
+	for _, j := range jobs {
+		if j.lost {
+			k.remove(j)
+			continue
+		}
+		j.running = run
+		live = append(live, j)
+	}
+	run.live = len(live)
+	return live
+}
+
+func (k *leaseKeeper) stop(jobs []*job) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, j := range jobs {
+		j.running = nil
+	}
+}
+
+// finish forgets j: it is settled, lost or given up.
+func (k *leaseKeeper) finish(j *job) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.remove(j)
+}
+
+func (k *leaseKeeper) remove(j *job) {
+	if j.next == nil {
+		return
+	}
+	j.prev.next, j.next.prev = j.next, j.prev
+	j.prev, j.next = nil, nil
+	k.n--
+	k.r.w.counters.held.Add(-1)
+}
+
+// lose tells that j is lost, once.
+func (k *leaseKeeper) lose(j *job, err error) {
+	k.mu.Lock()
+	first := k.markLost(j)
+	k.mu.Unlock()
+	if first {
+		k.report(j, err)
+	}
+}
+
+func (k *leaseKeeper) markLost(j *job) bool {
+	if j.lost {
+		return false
+	}
+	j.lost = true
+	if run := j.running; run != nil {
+		if run.live--; run.live == 0 {
+			run.cancel(ErrLeaseLost)
+		}
+	}
+	return true
+}
+
+func (k *leaseKeeper) report(j *job, err error) {
+	k.r.w.counters.leaseLost.Add(1)
+	k.r.observer.observe(k.r.base, Observation{Kind: ObservedLeaseLost, Incoming: j.d, Count: 1, Err: err})
+}
+
+// scan finds what is lost and what is due for an extension.
+func (k *leaseKeeper) scan() {
+	now := time.Now()
+	var lost, due []*job
+	k.mu.Lock()
+	k.armed = false
+	if k.closed {
+		k.mu.Unlock()
+		return
+	}
+	for j := k.jobs.next; j != &k.jobs; j = j.next {
+		switch {
+		case j.lost:
+		case expired(j.d):
+			if k.markLost(j) {
+				lost = append(lost, j)
+			}
+		case j.lease > 0 && !k.extending && now.Sub(j.extended) >= j.lease/3 && !j.d.Settled():
+			due = append(due, j)
+		}
+	}
+	if len(due) > 0 {
+		k.extending = true
+		k.wg.Go(func() { k.extend(now, due) })
+	}
+	k.arm()
+	k.mu.Unlock()
+	for _, j := range lost {
+		k.report(j, ErrLeaseLost)
+	}
+}
+
+func (k *leaseKeeper) extend(now time.Time, due []*job) {
+	shortest := due[0].lease
+	batch := make([]Outcome, len(due))
+	for i, j := range due {
+		batch[i] = Outcome{Delivery: j.d, Verdict: Verdict{Kind: VerdictExtend}}
+		shortest = min(shortest, j.lease)
+	}
+	ctx, cancel := context.WithTimeout(k.ctx, shortest/3)
+	defer cancel()
+	_ = SettleAll(ctx, batch) // each outcome carries its own error
+	var lost []*job
+	k.mu.Lock()
+	k.extending = false
+	for i, j := range due {
+		switch err := batch[i].Err; {
+		case err == nil:
+			j.extended = now
+		case errors.Is(err, ErrLeaseLost):
+			if k.markLost(j) {
+				lost = append(lost, j)
+			}
+		case errors.Is(err, ErrUnsupported):
+			j.lease = 0 // it runs out; expired sees that
+		}
+	}
+	k.mu.Unlock()
+	for i, j := range due {
+		switch err := batch[i].Err; {
+		case err == nil, errors.Is(err, ErrLeaseLost), errors.Is(err, ErrSettled):
+		default:
+			k.r.observer.observe(k.r.base, Observation{Kind: ObservedExtendError, Incoming: j.d, Count: 1, Err: err})
+		}
+	}
+	for _, j := range lost {
+		k.report(j, ErrLeaseLost)
+	}
+}
+
+// close stops the timer and what extends, and reports what was not settled.
+func (k *leaseKeeper) close() {
+	var left []*job
+	k.mu.Lock()
+	k.closed = true
+	if k.timer != nil {
+		k.timer.Stop()
+	}
+	for k.jobs.next != &k.jobs {
+		left = append(left, k.jobs.next)
+		k.remove(k.jobs.next)
+	}
+	k.mu.Unlock()
+	for _, j := range left {
+		k.r.w.counters.settleErrors.Add(1)
+		k.r.observer.observe(k.r.base, Observation{
+			Kind: ObservedSettleError, Incoming: j.d, Count: 1, GivenUp: true, Err: ErrShutdown,
+		})
+	}
+	k.cancel()
+	k.wg.Wait()
+}
