@@ -1,0 +1,148 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/queuestream/broker"
+)
+
+// A Bridge runs several routes in one process; none stalls another. It is a
+// [broker.Runner].
+type Bridge struct {
+	Routes []*Route
+}
+
+var _ broker.Runner = (*Bridge)(nil)
+
+// Run runs every route until ctx ends, drains and returns nil. A route that
+// halts, or that is set up wrongly, ends alone: the others go on, and Run
+// returns its error when all have ended.
+func (b *Bridge) Run(ctx context.Context) error {
+	errs := make(chan error, len(b.Routes))
+	for _, rt := range b.Routes {
+		go func() { errs <- rt.Run(ctx) }()
+	}
+	var all error
+	for range b.Routes {
+		all = errors.Join(all, <-errs)
+	}
+	return all
+}
+
+// A HaltError tells that a route ended before a record by policy halt.
+type HaltError struct {
+	Route string
+	Err   error
+}
+
+// Error names the route and the cause.
+func (e *HaltError) Error() string { return fmt.Sprintf("route %s halted: %v", e.Route, e.Err) }
+
+// Unwrap returns the cause.
+func (e *HaltError) Unwrap() error { return e.Err }
+
+// restart is the back-off after a route's consumer failed for a passing reason.
+var restart = broker.RetryPolicy{Min: time.Second, Max: time.Minute}
+
+// Run runs the route until ctx ends, or until Until is reached, drains and
+// returns nil. A broker that is down is tried again, for ever; what is set up
+// wrongly is an error at once, and a poison record under policy halt is a
+// *HaltError.
+func (rt *Route) Run(ctx context.Context) error {
+	if err := rt.check(); err != nil {
+		return err
+	}
+	for attempt := 1; ; attempt++ {
+		p := rt.newProcessor()
+		started := time.Now()
+		err := p.Run(ctx)
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		if !broker.IsTemporary(err) || isPoison(err) {
+			return rt.halt(err)
+		}
+		if time.Since(started) > restart.Max {
+			attempt = 1
+		}
+		wait := restart.After(attempt, err)
+		rt.Logger.Log(ctx, slog.LevelError, "the route failed and starts again",
+			"route", rt.Name, "after", wait, "error", err)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+	}
+}
+
+func (rt *Route) halt(err error) error {
+	err = &HaltError{Route: rt.Name, Err: err}
+	rt.mu.Lock()
+	rt.halted = err
+	rt.mu.Unlock()
+	rt.Logger.Error("the route ended", "route", rt.Name, "error", err)
+	return err
+}
+
+// Pause stops taking up records until Resume; what is in hand is finished. The
+// partitions stay assigned.
+func (rt *Route) Pause() { rt.setPaused(true) }
+
+// Resume ends Pause.
+func (rt *Route) Resume() { rt.setPaused(false) }
+
+func (rt *Route) setPaused(paused bool) {
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	rt.paused = paused
+	if rt.processor != nil {
+		rt.applyPause(rt.processor)
+	}
+}
+
+func (rt *Route) applyPause(p *broker.Processor) {
+	if rt.paused {
+		p.Pause()
+	} else {
+		p.Resume()
+	}
+}
+
+// Lag returns how far the route's group is behind.
+func (rt *Route) Lag(ctx context.Context) ([]broker.PartitionLag, error) {
+	return rt.Source.Lag(ctx, orDefault(rt.Group, "bridge-"+rt.Name))
+}
+
+func (rt *Route) newProcessor() *broker.Processor {
+	p := &broker.Processor{
+		Stream:        rt.Source,
+		Group:         rt.Group,
+		Start:         rt.Start,
+		Until:         rt.Until,
+		ReadCommitted: rt.ReadCommitted,
+		Middleware:    rt.Middleware,
+		Concurrency:   rt.Concurrency,
+		MaxWindow:     rt.Window,
+		MaxAge:        rt.MaxAge,
+		Retry:         broker.RetryPolicy{Min: rt.RetryMin, Max: rt.RetryMax},
+		DrainTimeout:  rt.DrainTimeout,
+		Logger:        rt.Logger,
+	}
+	p.Handler = rt.handle
+	if rt.RateLimit > 0 {
+		p.Middleware = append([]broker.Middleware{broker.RateLimit(rt.RateLimit)}, p.Middleware...)
+	}
+	if rt.Poison == PoisonDLQ {
+		p.DeadLetter = rt.deadLetter
+	}
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	rt.processor = p
+	rt.applyPause(p)
+	return p
+}

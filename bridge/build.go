@@ -1,0 +1,209 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"sync"
+
+	"github.com/queuestream/broker"
+	"github.com/queuestream/broker/bridge/blob"
+)
+
+// Openers are what Build opens things with.
+type Openers struct {
+	Brokers broker.Openers
+	// Blobs opens a blob store by the scheme of its URL; "file" is built in.
+	Blobs map[string]func(ctx context.Context, url string) (blob.Store, error)
+}
+
+// Build opens the brokers that the configuration names and makes its routes.
+// Close of the returned set closes them. A broker that cannot be opened is an
+// error that names it.
+func Build(ctx context.Context, c *Config, o Openers) (_ *Set, err error) {
+	s := &Set{brokers: map[string]broker.Broker{}}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close())
+		}
+	}()
+	for i := range c.Routes {
+		r := &c.Routes[i]
+		rt, err := s.build(ctx, c, r, o)
+		if err != nil {
+			return nil, fmt.Errorf("route %s: %w", r.Name, err)
+		}
+		s.Routes = append(s.Routes, rt)
+	}
+	return s, nil
+}
+
+// A Set is the routes of a configuration, with the brokers that they use.
+type Set struct {
+	Bridge
+	brokers map[string]broker.Broker
+}
+
+// Brokers returns the open brokers by name.
+func (s *Set) Brokers() map[string]broker.Broker { return s.brokers }
+
+// Shutdown drains and closes the brokers; call it after Run has returned.
+func (s *Set) Shutdown(ctx context.Context) error {
+	var errs error
+	for _, b := range s.brokers {
+		errs = errors.Join(errs, b.Shutdown(ctx))
+	}
+	return errs
+}
+
+// Close closes the brokers at once.
+func (s *Set) Close() error {
+	var errs error
+	for _, b := range s.brokers {
+		errs = errors.Join(errs, b.Close())
+	}
+	return errs
+}
+
+func (s *Set) broker(ctx context.Context, c *Config, name string, o Openers) (broker.Broker, error) {
+	if b, ok := s.brokers[name]; ok {
+		return b, nil
+	}
+	b, err := o.Brokers.Open(ctx, c.Brokers[name])
+	if err != nil {
+		return nil, fmt.Errorf("broker %s: %w", name, err)
+	}
+	s.brokers[name] = b
+	return b, nil
+}
+
+func (s *Set) build(ctx context.Context, c *Config, r *RouteConfig, o Openers) (*Route, error) {
+	m, problems := compileRoute(r)
+	if len(problems) > 0 {
+		return nil, &ConfigError{Problems: problems}
+	}
+	start, err := ParsePosition(r.Source.Start)
+	if err != nil {
+		return nil, err
+	}
+	rt := &Route{
+		Name: r.Name, Group: r.Source.Group, Start: start,
+		Map:    m.edit,
+		Poison: PoisonPolicy(r.Poison.Policy), Attempts: r.Poison.Attempts, TooLarge: SizePolicy(r.TooLarge.Policy),
+		Concurrency: r.Concurrency, Window: r.Window.Records, MaxAge: r.Window.Age,
+		BatchSameGroup: r.BatchSameGroup, RateLimit: r.RateLimit,
+		RetryMin: r.Retry.Min, RetryMax: r.Retry.Max, DrainTimeout: r.DrainTimeout,
+	}
+	if m.filter != nil {
+		rt.Filter = m.keep
+	}
+	source, err := s.broker(ctx, c, r.Source.Broker, o)
+	if err != nil {
+		return nil, err
+	}
+	if rt.Source, err = source.Stream(ctx, r.Source.Stream, nil); err != nil {
+		return nil, fmt.Errorf("source: %w", err)
+	}
+	rt.ReadCommitted = rt.Source.Capabilities().Transactions
+	if r.Source.ReadCommitted != nil {
+		rt.ReadCommitted = *r.Source.ReadCommitted
+	}
+	target, err := s.broker(ctx, c, r.Target.Broker, o)
+	if err != nil {
+		return nil, err
+	}
+	if m.queue.program != nil {
+		rt.TargetFor = chooseQueue(target, m)
+	} else {
+		if rt.Target, err = target.Queue(ctx, m.queue.literal, nil); err != nil {
+			return nil, fmt.Errorf("target: %w", err)
+		}
+		if err := m.fits(rt.Target.Capabilities()); err != nil {
+			return nil, fmt.Errorf("target %s: %w", rt.Target.Name(), err)
+		}
+	}
+	if r.Poison.Queue != "" {
+		dead, err := s.broker(ctx, c, orDefault(r.Poison.Broker, r.Target.Broker), o)
+		if err != nil {
+			return nil, err
+		}
+		if rt.DeadLetter, err = dead.Queue(ctx, r.Poison.Queue, nil); err != nil {
+			return nil, fmt.Errorf("poison: %w", err)
+		}
+	}
+	if r.TooLarge.Store != "" {
+		if rt.Blobs, err = openBlobs(ctx, r.TooLarge.Store, o); err != nil {
+			return nil, fmt.Errorf("too_large: %w", err)
+		}
+	}
+	return rt, nil
+}
+
+// fits tells what the queue cannot honour of the mapping, before it would turn
+// every record into poison.
+func (m *mapper) fits(c broker.QueueCapabilities) error {
+	switch {
+	case !m.group.isZero() && !c.Groups:
+		return broker.Unsupported("task.group: the queue has no groups")
+	case !m.dedup.isZero() && !c.Dedup:
+		return broker.Unsupported("task.dedup: the queue does not deduplicate")
+	case !m.delay.isZero() && !c.Delay:
+		return broker.Unsupported("task.delay: the queue has no delay per message")
+	case !m.priority.isZero() && c.MaxPriority == 0:
+		return broker.Unsupported("task.priority: the queue has no priorities")
+	}
+	return nil
+}
+
+// MaxQueues bounds the queues that an expression may choose among.
+const MaxQueues = 1000
+
+// chooseQueue opens a queue when a record first goes to it.
+func chooseQueue(b broker.Broker, m *mapper) func(context.Context, *broker.Record) (broker.Queue, error) {
+	var mu sync.Mutex
+	open := map[string]broker.Queue{}
+	return func(ctx context.Context, r *broker.Record) (broker.Queue, error) {
+		env := newEnv(r)
+		name, err := m.queue.text(&env)
+		if err != nil {
+			return nil, &poison{fmt.Errorf("target.queue: %w", err)}
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if q, ok := open[name]; ok {
+			return q, nil
+		}
+		if len(open) >= MaxQueues {
+			return nil, &poison{fmt.Errorf("target.queue: %q would be queue %d, at most %d", name, MaxQueues+1, MaxQueues)}
+		}
+		q, err := b.Queue(ctx, name, nil)
+		if errors.Is(err, broker.ErrNotFound) {
+			return nil, &poison{fmt.Errorf("target.queue: %w", err)}
+		} else if err != nil {
+			return nil, err
+		}
+		open[name] = q
+		return q, nil
+	}
+}
+
+func openBlobs(ctx context.Context, rawURL string, o Openers) (blob.Store, error) {
+	u, err := url.Parse(rawURL)
+	if err != nil {
+		return nil, err
+	}
+	if u.Scheme == "file" {
+		return blob.Dir{Path: u.Path}, nil
+	}
+	if open, ok := o.Blobs[u.Scheme]; ok {
+		return open(ctx, rawURL)
+	}
+	schemes := []string{"file"}
+	for s := range o.Blobs {
+		schemes = append(schemes, s)
+	}
+	slices.Sort(schemes)
+	return nil, broker.Invalid("blob store %q: scheme %q, want one of %v", rawURL, u.Scheme, schemes)
+}

@@ -1,0 +1,142 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"time"
+
+	"github.com/queuestream/broker"
+)
+
+// handle enqueues one record. nil lets its offset be committed.
+func (rt *Route) handle(ctx context.Context, r *broker.Record) error {
+	rt.count.in.Add(1)
+	start := time.Now()
+	duplicate, kept, err := rt.enqueue(ctx, r)
+	return rt.decide(ctx, r, start, duplicate, kept, err)
+}
+
+// enqueue filters, maps and publishes.
+func (rt *Route) enqueue(ctx context.Context, r *broker.Record) (duplicate, kept bool, err error) {
+	q, task, kept, err := rt.plan(ctx, r)
+	if err != nil || !kept {
+		return false, kept, err
+	}
+	receipt, err := q.Publish(ctx, task)
+	if errors.Is(err, broker.ErrTooLarge) && rt.TooLarge == TooLargeClaimCheck && len(task.Body) > 0 {
+		if task, err = rt.claim(ctx, r, task); err == nil {
+			receipt, err = q.Publish(ctx, task)
+		}
+	}
+	return receipt.Duplicate, true, err
+}
+
+// plan tells what r becomes: a task for a queue, or nothing (kept false).
+func (rt *Route) plan(ctx context.Context, r *broker.Record) (q broker.Queue, task broker.Message, kept bool, err error) {
+	if rt.Filter != nil {
+		if kept, err := rt.Filter(r); err != nil {
+			return nil, task, true, &poison{err}
+		} else if !kept {
+			return nil, task, false, nil
+		}
+	}
+	q = rt.Target
+	if rt.TargetFor != nil {
+		if q, err = rt.TargetFor(ctx, r); err != nil {
+			return nil, task, true, err
+		}
+	}
+	task, err = rt.task(r, q)
+	return q, task, true, err
+}
+
+// decide turns the outcome of one try into the Processor's verdict.
+func (rt *Route) decide(ctx context.Context, r *broker.Record, start time.Time, duplicate, kept bool, err error) error {
+	switch {
+	case err == nil && kept:
+		rt.forget(r)
+		rt.event(Enqueued, r, start, duplicate, nil)
+		return nil
+	case err == nil:
+		rt.event(Filtered, r, start, false, nil)
+		return nil
+	case !isPoison(err) && (isPassing(err) || ctx.Err() != nil || rt.failed(r) < rt.Attempts):
+		rt.event(Retried, r, start, false, err)
+		rt.log(slog.LevelWarn, "a send failed and is tried again", r, err)
+		return err
+	}
+	rt.forget(r)
+	switch rt.Poison {
+	case PoisonSkip:
+		rt.event(Skipped, r, start, false, err)
+		rt.log(slog.LevelWarn, "a poison record was skipped", r, err)
+		return nil
+	case PoisonBlockKey:
+		rt.event(Blocked, r, start, false, err)
+		rt.log(slog.LevelError, "a poison record blocks its key", r, err)
+		return err
+	case PoisonHalt:
+		rt.log(slog.LevelError, "a poison record halts the route", r, err)
+	}
+	return broker.Reject(err)
+}
+
+// deadLetter parks r. An error makes the Processor try again.
+func (rt *Route) deadLetter(ctx context.Context, r *broker.Record, cause error) error {
+	start := time.Now()
+	c := rt.DeadLetter.Capabilities()
+	m := broker.DeadLetterMessage(broker.Message{
+		ID:      dedupID(r, rt.Salt),
+		Body:    r.Value,
+		Headers: append(append(broker.Headers{}, r.Headers...), broker.SourceHeaders(r)...),
+	}, broker.DeadLetter{Reason: cause.Error(), Queue: rt.targetName(), Attempts: 1, Time: time.Now()})
+	if c.Dedup {
+		m.DedupID = m.ID
+	}
+	if c.Groups {
+		m.GroupID = groupOf(r)
+	}
+	_, err := rt.DeadLetter.Publish(ctx, m)
+	if isPoison(err) { // it does not fit there either: the stream still has it
+		m.Body = nil
+		m.Headers = append(broker.SourceHeaders(r),
+			broker.Header{Key: broker.HeaderDeadLetterReason, Value: truncate(cause.Error(), 1024)},
+			broker.Header{Key: HeaderOmitted, Value: strconv.Itoa(r.Size())})
+		_, err = rt.DeadLetter.Publish(ctx, m)
+	}
+	if err != nil {
+		rt.event(Retried, r, start, false, err)
+		rt.log(slog.LevelError, "the dead-letter queue refused a record, which blocks its key", r, err)
+		return err
+	}
+	rt.event(Parked, r, start, false, cause)
+	rt.log(slog.LevelWarn, "a poison record was parked", r, cause)
+	return nil
+}
+
+// HeaderOmitted tells that a dead letter lacks body and headers, since they do
+// not fit, and how many bytes they are; the coordinates tell where to read them.
+const HeaderOmitted = "x-dead-letter-omitted"
+
+func (rt *Route) targetName() string {
+	if rt.Target != nil {
+		return rt.Target.Name()
+	}
+	return "(chosen by record)"
+}
+
+func (rt *Route) log(level slog.Level, msg string, r *broker.Record, err error) {
+	rt.Logger.Log(context.Background(), level, msg,
+		"route", rt.Name, "stream", rt.Source.Name(), "partition", r.Partition,
+		"offset", r.Offset().String(), "key", fmt.Sprintf("%.64q", r.Key), "error", err)
+}
+
+func truncate(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	return s[:n]
+}

@@ -1,0 +1,74 @@
+package bridge
+
+import (
+	"context"
+
+	"github.com/queuestream/broker"
+)
+
+// A Planned is what a dry run shows of one record.
+type Planned struct {
+	Record *broker.Record
+	Queue  string         // empty when the record is filtered
+	Task   broker.Message // without ids: those depend on the broker's identity
+	Kept   bool           // false: filtered
+	Poison error          // why the record would be poison
+}
+
+// A Summary counts what a dry run saw.
+type Summary struct {
+	Records, Tasks, Filtered, Poison int
+}
+
+// DryRun reads a range of the source without a group, tells what each record
+// would become, and sends and commits nothing. It ends at the end of the
+// range, with ctx, or with emit's first error.
+func (rt *Route) DryRun(ctx context.Context, rg broker.Range, emit func(Planned) error) (Summary, error) {
+	var s Summary
+	if err := rt.check(); err != nil {
+		return s, err
+	}
+	rg.ReadCommitted = rg.ReadCommitted || rt.ReadCommitted
+	for r, err := range rt.Source.Read(ctx, rg) {
+		if err != nil {
+			return s, err
+		}
+		q, task, kept, err := rt.plan(ctx, r)
+		p := Planned{Record: r, Task: task, Kept: kept}
+		s.Records++
+		switch {
+		case err != nil && !isPoison(err):
+			return s, err
+		case err != nil:
+			p.Poison = err
+			s.Poison++
+		case !kept:
+			s.Filtered++
+		default:
+			p.Queue = q.Name()
+			s.Tasks++
+		}
+		if err := emit(p); err != nil {
+			return s, err
+		}
+	}
+	return s, broker.ContextError(ctx)
+}
+
+// Replay returns a route that sends a range of the source again, in a group of
+// its own so that the live offsets stay where they are, and whose Run ends at
+// until. A replay that was cut off goes on where it was when it is run again
+// with the same group.
+func (rt *Route) Replay(group string, from, until broker.Position) *Route {
+	if until.IsZero() {
+		until = broker.Now()
+	}
+	return &Route{
+		Name: rt.Name, Source: rt.Source, Group: group, Start: from, Until: until, ReadCommitted: rt.ReadCommitted,
+		Target: rt.Target, TargetFor: rt.TargetFor, Filter: rt.Filter, Map: rt.Map, Salt: rt.Salt,
+		Poison: rt.Poison, DeadLetter: rt.DeadLetter, Attempts: rt.Attempts, TooLarge: rt.TooLarge, Blobs: rt.Blobs,
+		Concurrency: rt.Concurrency, Window: rt.Window, MaxAge: rt.MaxAge, BatchSameGroup: rt.BatchSameGroup,
+		RateLimit: rt.RateLimit, RetryMin: rt.RetryMin, RetryMax: rt.RetryMax, DrainTimeout: rt.DrainTimeout,
+		Middleware: rt.Middleware, Logger: rt.Logger, Observe: rt.Observe,
+	}
+}

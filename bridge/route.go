@@ -1,0 +1,206 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"strconv"
+	"time"
+
+	"github.com/queuestream/broker"
+	"github.com/queuestream/broker/bridge/blob"
+)
+
+// A PoisonPolicy tells what becomes of a record that can never become a task:
+// its filter or mapping fails, or the queue refuses the task for what it is.
+type PoisonPolicy string
+
+// The policies. The zero value is PoisonDLQ.
+const (
+	PoisonDLQ      PoisonPolicy = "dlq"       // to the dead-letter queue, confirmed before the commit
+	PoisonSkip     PoisonPolicy = "skip"      // dropped, counted and logged
+	PoisonBlockKey PoisonPolicy = "block_key" // tried again for ever; its key waits, and in the end its partition
+	PoisonHalt     PoisonPolicy = "halt"      // the route ends with an error before the record
+)
+
+// A SizePolicy tells what becomes of a task that is too large for its queue.
+type SizePolicy string
+
+// The policies. The zero value is TooLargeReject.
+const (
+	TooLargeReject     SizePolicy = "reject"      // as poison
+	TooLargeClaimCheck SizePolicy = "claim_check" // the body goes to a blob store, the task carries a pointer
+)
+
+// Defaults of a Route.
+const (
+	DefaultConcurrency = 64
+	DefaultWindow      = 10_000
+	DefaultMaxAge      = time.Minute
+	DefaultAttempts    = 10
+	DefaultRetryMin    = 100 * time.Millisecond
+	DefaultRetryMax    = 30 * time.Second
+)
+
+// A Route turns the records of Source into tasks on Target. Its fields must
+// not change once Run was called.
+type Route struct {
+	Name          string          // required; for logs and metrics
+	Source        broker.Stream   // required
+	Group         string          // the consumer group; empty: "bridge-" + Name
+	Start         broker.Position // where the group has no offset; zero: Earliest
+	Until         broker.Position // ends the route there; zero: never
+	ReadCommitted bool
+
+	// Target takes the tasks, unless TargetFor chooses for each record. The
+	// route closes neither.
+	Target    broker.Queue
+	TargetFor func(ctx context.Context, r *broker.Record) (broker.Queue, error)
+	// Filter tells whether a record becomes a task; nil: all do.
+	Filter func(r *broker.Record) (bool, error)
+	// Map edits the task that the bridge made of r: ID and DedupID from the
+	// coordinates, GroupID from the key, the value as Body, the record's
+	// headers and its coordinates. An error makes r poison.
+	Map func(r *broker.Record, task *broker.Message) error
+	// Salt makes other ids for the same records, for a replay that has to get
+	// past the queue's dedup window.
+	Salt string
+
+	Poison     PoisonPolicy
+	DeadLetter broker.Queue // required by PoisonDLQ
+	Attempts   int          // failures for a reason unknown to the bridge before a record is poison; 0: 10
+	TooLarge   SizePolicy
+	Blobs      blob.Store // required by TooLargeClaimCheck
+
+	Concurrency    int           // keys in flight; 0: 64
+	Window         int           // records enqueued or in hand beyond the commit; 0: 10,000
+	MaxAge         time.Duration // of the oldest of them; 0: 1 minute
+	BatchSameGroup bool          // several tasks of a group in one request; see the package comment
+	RateLimit      float64       // records started a second; 0: none
+	RetryMin       time.Duration // back-off of sends; 0: 100 ms
+	RetryMax       time.Duration // 0: 30 s
+	DrainTimeout   time.Duration // 0: 30 s
+	Middleware     []broker.Middleware
+
+	Logger  *slog.Logger // nil: slog.Default()
+	Observe func(Event)  // called for what becomes of each record; must not block
+
+	state
+}
+
+// check returns what is wrong with the route, and sets the defaults.
+func (rt *Route) check() error {
+	invalid := func(format string, args ...any) error {
+		return &broker.Error{Op: "run route", Adapter: "bridge", Name: rt.Name, Err: broker.Invalid(format, args...)}
+	}
+	switch {
+	case rt.Name == "":
+		return invalid("Name is empty")
+	case rt.Source == nil:
+		return invalid("Source is nil")
+	case rt.Target == nil && rt.TargetFor == nil:
+		return invalid("Target and TargetFor are nil")
+	case rt.Target != nil && rt.TargetFor != nil:
+		return invalid("Target and TargetFor are both set")
+	case rt.Window < 0 || rt.Concurrency < 0 || rt.Attempts < 0 || rt.RateLimit < 0:
+		return invalid("Window, Concurrency, Attempts and RateLimit must not be negative")
+	case rt.RetryMin < 0 || rt.RetryMax < 0 || rt.MaxAge < 0 || rt.DrainTimeout < 0:
+		return invalid("RetryMin, RetryMax, MaxAge and DrainTimeout must not be negative")
+	}
+	rt.Group = orDefault(rt.Group, "bridge-"+rt.Name)
+	rt.Poison = orDefault(rt.Poison, PoisonDLQ)
+	rt.TooLarge = orDefault(rt.TooLarge, TooLargeReject)
+	rt.Concurrency = orDefault(rt.Concurrency, DefaultConcurrency)
+	rt.Window = orDefault(rt.Window, DefaultWindow)
+	rt.MaxAge = orDefault(rt.MaxAge, DefaultMaxAge)
+	rt.Attempts = orDefault(rt.Attempts, DefaultAttempts)
+	rt.RetryMin = orDefault(rt.RetryMin, DefaultRetryMin)
+	rt.RetryMax = orDefault(rt.RetryMax, max(DefaultRetryMax, rt.RetryMin))
+	rt.Logger = orDefault(rt.Logger, slog.Default())
+	switch rt.Poison {
+	case PoisonDLQ:
+		if rt.DeadLetter == nil {
+			return invalid("DeadLetter is nil; policy %s needs it", rt.Poison)
+		}
+	case PoisonSkip, PoisonBlockKey, PoisonHalt:
+	default:
+		return invalid("Poison %q: want dlq, skip, block_key or halt", rt.Poison)
+	}
+	switch {
+	case rt.TooLarge == TooLargeClaimCheck && rt.Blobs == nil:
+		return invalid("Blobs is nil; policy %s needs it", rt.TooLarge)
+	case rt.TooLarge != TooLargeClaimCheck && rt.TooLarge != TooLargeReject:
+		return invalid("TooLarge %q: want reject or claim_check", rt.TooLarge)
+	case rt.RetryMin > rt.RetryMax:
+		return invalid("RetryMin %v is above RetryMax %v", rt.RetryMin, rt.RetryMax)
+	}
+	return nil
+}
+
+func orDefault[T comparable](v, def T) T {
+	var zero T
+	if v == zero {
+		return def
+	}
+	return v
+}
+
+// task makes the default task of r for the queue q, and lets Map edit it.
+func (rt *Route) task(r *broker.Record, q broker.Queue) (broker.Message, error) {
+	c := q.Capabilities()
+	source := broker.SourceHeaders(r)
+	t := broker.Message{ID: dedupID(r, rt.Salt), Body: r.Value}
+	t.Headers = append(append(make(broker.Headers, 0, len(r.Headers)+len(source)+1), r.Headers...), source...)
+	if r.Tombstone {
+		t.Headers = append(t.Headers, broker.Header{Key: HeaderTombstone, Value: "true"})
+	}
+	if c.Dedup {
+		t.DedupID = t.ID
+	}
+	if c.Groups {
+		t.GroupID = groupOf(r)
+	}
+	if rt.Map != nil {
+		if err := rt.Map(r, &t); err != nil {
+			return t, &poison{err}
+		}
+	}
+	return t, nil
+}
+
+// HeaderTombstone marks the task of a tombstone, whose body is empty.
+const HeaderTombstone = "x-source-tombstone"
+
+// groupOf is the record's key, or its partition where it has none.
+func groupOf(r *broker.Record) string {
+	if len(r.Key) > 0 {
+		return string(r.Key)
+	}
+	return "partition-" + strconv.FormatInt(int64(r.Partition), 10)
+}
+
+// poison marks an error that the same record will meet again for ever.
+type poison struct{ err error }
+
+func (p *poison) Error() string { return p.err.Error() }
+func (p *poison) Unwrap() error { return p.err }
+
+// isPoison tells whether the queue refused the task for what it is.
+func isPoison(err error) bool {
+	_, mapping := errors.AsType[*poison](err)
+	return mapping || errors.Is(err, broker.ErrTooLarge) ||
+		errors.Is(err, broker.ErrInvalid) || errors.Is(err, broker.ErrUnsupported)
+}
+
+// isPassing tells whether trying again may help, however often.
+func isPassing(err error) bool {
+	for _, e := range []error{
+		broker.ErrUnknownOutcome, broker.ErrFull, broker.ErrNotFound, broker.ErrUnauthorized,
+		broker.ErrClosed, broker.ErrShutdown, context.Canceled, context.DeadlineExceeded,
+	} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return broker.IsTemporary(err)
+}

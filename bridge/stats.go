@@ -1,0 +1,122 @@
+package bridge
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/queuestream/broker"
+)
+
+// An EventKind tells what became of a record.
+type EventKind string
+
+// The kinds. Every record ends once as enqueued, filtered, parked or skipped.
+const (
+	Enqueued EventKind = "enqueued"
+	Filtered EventKind = "filtered"
+	Parked   EventKind = "parked"  // confirmed in the dead-letter queue
+	Skipped  EventKind = "skipped" // poison, dropped by policy
+	Retried  EventKind = "retried" // one try failed, another follows
+	Blocked  EventKind = "blocked" // poison, tried again by policy block_key
+)
+
+// An Event is what Route.Observe gets.
+type Event struct {
+	Route     string
+	Kind      EventKind
+	Record    *broker.Record // valid during the call
+	Took      time.Duration  // of this try
+	Duplicate bool           // enqueued: the queue had it already
+	Err       error
+}
+
+// Stats are a route's numbers since it was made.
+type Stats struct {
+	In         int64 // records taken up; one that is read again counts again
+	Enqueued   int64
+	Filtered   int64
+	Parked     int64
+	Skipped    int64
+	Retried    int64
+	Duplicates int64 // enqueued, and suppressed by the queue
+	Claimed    int64 // bodies put into the blob store
+
+	WindowRecords int           // in hand or done beyond the commit
+	WindowAge     time.Duration // of the oldest of them
+	Paused        bool
+	Halted        error // why the route ended, if it did
+}
+
+type counters struct {
+	in, enqueued, filtered, parked, skipped, retried, duplicates, claimed atomic.Int64
+}
+
+// state is what a running route keeps.
+type state struct {
+	count counters
+
+	mu        sync.Mutex
+	processor *broker.Processor
+	paused    bool
+	halted    error
+	failures  map[*broker.Record]int // tries that failed for an unknown reason
+}
+
+// Stats returns the route's numbers. It may be called at any time.
+func (rt *Route) Stats() Stats {
+	c := &rt.count
+	s := Stats{
+		In: c.in.Load(), Enqueued: c.enqueued.Load(), Filtered: c.filtered.Load(),
+		Parked: c.parked.Load(), Skipped: c.skipped.Load(), Retried: c.retried.Load(),
+		Duplicates: c.duplicates.Load(), Claimed: c.claimed.Load(),
+	}
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	s.Paused, s.Halted = rt.paused, rt.halted
+	if rt.processor != nil {
+		p := rt.processor.Stats()
+		s.WindowRecords, s.WindowAge = p.Window, p.WindowAge
+	}
+	return s
+}
+
+func (rt *Route) event(kind EventKind, r *broker.Record, start time.Time, duplicate bool, err error) {
+	c := &rt.count
+	switch kind {
+	case Enqueued:
+		c.enqueued.Add(1)
+		if duplicate {
+			c.duplicates.Add(1)
+		}
+	case Filtered:
+		c.filtered.Add(1)
+	case Parked:
+		c.parked.Add(1)
+	case Skipped:
+		c.skipped.Add(1)
+	case Retried, Blocked:
+		c.retried.Add(1)
+	}
+	if rt.Observe != nil {
+		rt.Observe(Event{Route: rt.Name, Kind: kind, Record: r, Took: time.Since(start), Duplicate: duplicate, Err: err})
+	}
+}
+
+// failed counts a try of r that failed for an unknown reason, and returns how
+// many there were.
+func (rt *Route) failed(r *broker.Record) int {
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	if rt.failures == nil {
+		rt.failures = map[*broker.Record]int{}
+	}
+	rt.failures[r]++
+	return rt.failures[r]
+}
+
+func (rt *Route) forget(r *broker.Record) {
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	delete(rt.failures, r)
+}

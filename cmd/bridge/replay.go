@@ -1,0 +1,163 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/queuestream/broker"
+	"github.com/queuestream/broker/bridge"
+)
+
+const progressEvery = time.Second
+
+type replayCmd struct {
+	configFlag
+	Route    string `required:"" help:"The route to replay."`
+	From     string `default:"earliest" help:"earliest, an RFC 3339 time, or offset:N."`
+	Until    string `default:"now" help:"now, an RFC 3339 time, or offset:N; not sent itself."`
+	Group    string `help:"The consumer group; the same one goes on where a replay was cut off. Default: the route's group with -replay- and the time."`
+	FreshIDs bool   `help:"Make other dedup ids, to get past a FIFO queue's 5-minute window."`
+	DryRun   bool   `help:"Show what would be sent, a line of JSON a record, and send nothing."`
+}
+
+// Run replays, and ends when the range is done.
+func (c *replayCmd) Run(ctx context.Context, e env) error {
+	cfg, err := c.load()
+	if err != nil {
+		return err
+	}
+	from, err := position(c.From)
+	if err != nil {
+		return &usageError{fmt.Errorf("--from: %w", err)}
+	}
+	until, err := position(c.Until)
+	if err != nil {
+		return &usageError{fmt.Errorf("--until: %w", err)}
+	}
+	one, err := onlyRoute(cfg, c.Route)
+	if err != nil {
+		return &usageError{err}
+	}
+	log, err := newLogger(e, cfg.Worker.LogLevel)
+	if err != nil {
+		return err
+	}
+	set, err := bridge.Build(ctx, one, openers())
+	if err != nil {
+		return err
+	}
+	rt := set.Routes[0]
+	rt.Logger = log
+	if c.DryRun {
+		err = dryRun(ctx, e, rt, broker.Range{From: from, Until: until})
+	} else {
+		err = c.replay(ctx, e, rt, from, until)
+	}
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
+	defer cancel()
+	return errors.Join(err, set.Shutdown(stop))
+}
+
+func (c *replayCmd) replay(ctx context.Context, e env, live *bridge.Route, from, until broker.Position) error {
+	now := time.Now().UTC()
+	group := c.Group
+	if group == "" {
+		group = fmt.Sprintf("bridge-%s-replay-%s", live.Name, now.Format("20060102T150405Z"))
+	}
+	rt := live.Replay(group, from, until)
+	if c.FreshIDs {
+		rt.Salt = group
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- rt.Run(ctx) }()
+	tick := time.NewTicker(progressEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case err := <-ended:
+			if err == nil && ctx.Err() != nil {
+				err = fmt.Errorf("cut off before the end; --group %s goes on from here", group)
+			}
+			return errors.Join(err, summary(e, rt, time.Since(now)))
+		case <-tick.C:
+			if e.terminal {
+				s := rt.Stats()
+				fmt.Fprintf(e.stderr, "\r%d read, %d enqueued, %d filtered, %d parked ", s.In, s.Enqueued, s.Filtered, s.Parked) //nolint:errcheck // progress only
+			}
+		}
+	}
+}
+
+func summary(e env, rt *bridge.Route, took time.Duration) error {
+	s := rt.Stats()
+	return say(e, "replay of %s in %v: %d enqueued (%d of them known to the queue already), %d filtered, %d parked, %d skipped, %d retries\n",
+		rt.Name, took.Round(time.Millisecond), s.Enqueued, s.Duplicates, s.Filtered, s.Parked, s.Skipped, s.Retried)
+}
+
+// planned is a line of a dry run.
+type planned struct {
+	Partition int32             `json:"partition"`
+	Offset    string            `json:"offset"`
+	Key       string            `json:"key"`
+	Outcome   string            `json:"outcome"` // send, filter or poison
+	Queue     string            `json:"queue,omitempty"`
+	Group     string            `json:"group,omitempty"`
+	Delay     string            `json:"delay,omitempty"`
+	Headers   map[string]string `json:"headers,omitempty"`
+	Body      string            `json:"body,omitempty"`
+	Error     string            `json:"error,omitempty"`
+}
+
+func dryRun(ctx context.Context, e env, rt *bridge.Route, rg broker.Range) error {
+	enc := json.NewEncoder(e.stdout)
+	s, err := rt.DryRun(ctx, rg, func(p bridge.Planned) error {
+		line := planned{Partition: p.Record.Partition, Offset: p.Record.Offset().String(), Key: string(p.Record.Key), Outcome: "send"}
+		switch {
+		case p.Poison != nil:
+			line.Outcome, line.Error = "poison", p.Poison.Error()
+		case !p.Kept:
+			line.Outcome = "filter"
+		default:
+			line.Queue, line.Group, line.Body = p.Queue, p.Task.GroupID, string(p.Task.Body)
+			line.Headers = map[string]string{}
+			for _, h := range p.Task.Headers {
+				line.Headers[h.Key] = h.Value
+			}
+			if p.Task.Delay > 0 {
+				line.Delay = p.Task.Delay.String()
+			}
+		}
+		return enc.Encode(line)
+	})
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(e.stderr, "dry run of %s: %d records, %d would be sent, %d filtered, %d poison; nothing was sent\n",
+		rt.Name, s.Records, s.Tasks, s.Filtered, s.Poison)
+	return err
+}
+
+func position(s string) (broker.Position, error) {
+	if n, ok := strings.CutPrefix(s, "offset:"); ok {
+		o, err := broker.ParseOffset(n)
+		return broker.AtOffset(o), err
+	}
+	return bridge.ParsePosition(s)
+}
+
+func onlyRoute(cfg *bridge.Config, name string) (*bridge.Config, error) {
+	var names []string
+	for _, r := range cfg.Routes {
+		if r.Name == name {
+			one := *cfg
+			one.Routes = []bridge.RouteConfig{r}
+			return &one, nil
+		}
+		names = append(names, r.Name)
+	}
+	return nil, fmt.Errorf("--route %q: want one of %v", name, names)
+}
