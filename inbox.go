@@ -195,6 +195,14 @@ func (b *Inbox) Len() int {
 	return b.len()
 }
 
+// Ready returns how many of those Receive may return at once; the others wait
+// for an earlier one of their group.
+func (b *Inbox) Ready() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.ready) - b.head
+}
+
 func (b *Inbox) len() int { return len(b.ready) - b.head + b.waiting }
 
 // WaitBelow blocks until Len is below n. It returns ctx's error, or ErrClosed
