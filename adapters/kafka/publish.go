@@ -1,0 +1,144 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+
+	"github.com/queuestream/broker"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// An item is one record on its way to the broker. It is its record's Context,
+// which is how the promise and the partitioner find it without an allocation
+// for each record.
+type item struct {
+	context.Context //nolint:containedctx // it is the record's context, for as long as the record is on its way
+	rec             kgo.Record
+	flight          *flight
+	err             error
+	done            atomic.Bool // err and rec are final
+	pin             bool
+}
+
+// A flight is what was handed to the client in one call.
+type flight struct {
+	items []item
+	left  atomic.Int64
+	done  chan struct{}
+}
+
+func newFlight(ctx context.Context, n int) *flight {
+	f := &flight{items: make([]item, n), done: make(chan struct{})}
+	for i := range f.items {
+		it := &f.items[i]
+		it.Context, it.flight, it.rec.Context = ctx, f, it
+	}
+	return f
+}
+
+func delivered(r *kgo.Record, err error) {
+	it, ok := r.Context.(*item)
+	if !ok {
+		return
+	}
+	it.err = err
+	it.done.Store(true)
+	if it.flight.left.Add(-1) == 0 {
+		close(it.flight.done)
+	}
+}
+
+// run hands every item without an error to the client and waits for all of
+// them, or until ctx ends.
+func (f *flight) run(ctx context.Context, client *kgo.Client) {
+	n := 0
+	for i := range f.items {
+		if f.items[i].err == nil {
+			n++
+		}
+	}
+	if n == 0 {
+		return
+	}
+	f.left.Store(int64(n))
+	for i := range f.items {
+		if it := &f.items[i]; it.err == nil {
+			client.Produce(ctx, &it.rec, delivered)
+		} else {
+			it.done.Store(true)
+		}
+	}
+	select {
+	case <-f.done:
+	case <-ctx.Done():
+	}
+}
+
+// result returns what became of item i. Everything but "not sent" and "refused
+// by the broker" is unknown.
+func (f *flight) result(ctx context.Context, i int) (partition int32, offset int64, err error) {
+	it := &f.items[i]
+	if !it.done.Load() {
+		return 0, 0, broker.UnknownOutcome(broker.ContextError(ctx))
+	}
+	if it.err == nil {
+		return it.rec.Partition, it.rec.Offset, nil
+	}
+	return 0, 0, publishError(ctx, it.err)
+}
+
+// publishError tells refused from unknown. franz-go fails an idempotent record
+// on the end of its context only if it was never sent.
+func publishError(ctx context.Context, err error) error {
+	if known(err) {
+		return bounded(ctx, err)
+	}
+	if ke, ok := errors.AsType[*kerr.Error](err); ok {
+		if _, refused := sentinels[ke.Code]; refused {
+			return classify(err)
+		}
+		return broker.UnknownOutcome(err)
+	}
+	switch {
+	case errors.Is(err, kgo.ErrClientClosed):
+		return broker.UnknownOutcome(fmt.Errorf("%w: %w", broker.ErrClosed, err))
+	case errors.Is(err, kgo.ErrMaxBuffered):
+		return fmt.Errorf("%w: %w", broker.ErrFull, err)
+	}
+	return broker.UnknownOutcome(classify(err))
+}
+
+// copyBody returns a copy of all bytes that a flight refers to, in one piece,
+// if the call may return while a record is still on its way: what a caller
+// hands in is the caller's again once the call returns.
+type copyBody struct{ buf []byte }
+
+func newCopyBody(ctx context.Context, size int) *copyBody {
+	if ctx.Done() == nil {
+		return nil
+	}
+	return &copyBody{make([]byte, 0, size)}
+}
+
+func (c *copyBody) of(b []byte) []byte {
+	if c == nil || len(b) == 0 {
+		return b
+	}
+	n := len(c.buf)
+	c.buf = append(c.buf, b...)
+	return c.buf[n:len(c.buf):len(c.buf)]
+}
+
+func kafkaHeaders(h broker.Headers) []kgo.RecordHeader {
+	if len(h) == 0 {
+		return nil
+	}
+	out := make([]kgo.RecordHeader, len(h))
+	for i := range h {
+		out[i] = kgo.RecordHeader{Key: h[i].Key, Value: []byte(h[i].Value)}
+	}
+	return out
+}

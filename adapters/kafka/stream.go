@@ -1,0 +1,277 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	"github.com/queuestream/broker"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// A Stream is a topic. It is safe for concurrent use.
+type Stream struct {
+	b     *Broker
+	topic *topic
+	caps  broker.StreamCapabilities
+
+	mu      sync.Mutex
+	members map[*GroupConsumer]struct{}
+	closed  bool
+}
+
+var _ broker.Stream = (*Stream)(nil)
+
+// Name returns the topic's name.
+func (s *Stream) Name() string { return s.topic.name }
+
+// Capabilities returns what the topic honours, as of the time it was opened.
+func (s *Stream) Capabilities() broker.StreamCapabilities { return s.caps }
+
+// Publish does what broker.Stream promises: acks=all, idempotent.
+func (s *Stream) Publish(ctx context.Context, r broker.Record) (broker.Receipt, error) {
+	receipts, err := s.publish(ctx, []broker.Record{r})
+	if err != nil {
+		return receipts[0], broker.ErrorAt(err, 0)
+	}
+	return receipts[0], nil
+}
+
+// PublishBatch does what broker.Stream promises, pipelined.
+func (s *Stream) PublishBatch(ctx context.Context, rs []broker.Record) ([]broker.Receipt, error) {
+	return s.publish(ctx, rs)
+}
+
+func (s *Stream) publish(ctx context.Context, rs []broker.Record) ([]broker.Receipt, error) {
+	receipts := make([]broker.Receipt, len(rs))
+	err := s.begin(ctx)
+	if err != nil {
+		return receipts, failAll("publish", s.topic.name, len(rs), err)
+	}
+	defer s.b.end()
+	f := newFlight(ctx, len(rs))
+	s.fill(f, rs, newCopyBody(ctx, bodies(rs)))
+	f.run(ctx, s.b.client)
+	var errs []error
+	for i := range rs {
+		p, o, err := f.result(ctx, i)
+		if err == nil {
+			receipts[i].Partition, receipts[i].Offset = p, broker.NewOffset(o)
+			continue
+		}
+		if errs == nil {
+			errs = make([]error, len(rs))
+		}
+		errs[i] = fail("publish", s.topic.name, err)
+	}
+	return receipts, broker.NewBatchError(errs)
+}
+
+func failAll(op, name string, n int, err error) error {
+	errs := make([]error, n)
+	for i := range errs {
+		errs[i] = fail(op, name, err)
+	}
+	return broker.NewBatchError(errs)
+}
+
+func bodies(rs []broker.Record) int {
+	n := 0
+	for i := range rs {
+		n += len(rs[i].Key) + len(rs[i].Value)
+	}
+	return n
+}
+
+// fill translates records; one that is not valid gets its error and stays.
+func (s *Stream) fill(f *flight, rs []broker.Record, cp *copyBody) {
+	for i := range rs {
+		r, it := &rs[i], &f.items[i]
+		if it.err = broker.ValidateRecord(r, &s.caps); it.err != nil {
+			continue
+		}
+		if r.Pin && int(r.Partition) >= s.partitions() {
+			it.err = broker.Invalid("Partition %d: want 0 to %d", r.Partition, s.partitions()-1)
+			continue
+		}
+		out := &it.rec
+		out.Topic, it.pin = s.topic.name, r.Pin
+		if r.Pin {
+			out.Partition = r.Partition
+		}
+		if len(r.Key) > 0 {
+			out.Key = cp.of(r.Key)
+		}
+		if !r.Tombstone {
+			if out.Value = cp.of(r.Value); out.Value == nil {
+				out.Value = []byte{}
+			}
+		}
+		out.Headers = kafkaHeaders(r.Headers)
+		out.Timestamp = r.Time()
+	}
+}
+
+// partitions returns how many the client knows of by now, which follows growth.
+func (s *Stream) partitions() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.topic.partitions
+}
+
+// begin counts a call unless the stream is closed or ctx has ended.
+func (s *Stream) begin(ctx context.Context) error {
+	if err := broker.ContextError(ctx); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	closed := s.closed
+	s.mu.Unlock()
+	if closed {
+		return broker.ErrClosed
+	}
+	return s.b.begin()
+}
+
+// Consumer joins a group; see broker.Stream.
+func (s *Stream) Consumer(ctx context.Context, group string, opts *broker.GroupOptions) (broker.GroupConsumer, error) {
+	c, err := s.join(ctx, group, opts)
+	if err != nil {
+		return nil, fail("consume", s.topic.name, err)
+	}
+	return c, nil
+}
+
+func (s *Stream) join(ctx context.Context, group string, opts *broker.GroupOptions) (*GroupConsumer, error) {
+	if err := broker.ContextError(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.b.usable(); err != nil {
+		return nil, err
+	}
+	if err := validateGroup(group); err != nil {
+		return nil, err
+	}
+	c, err := newGroupConsumer(s, group, opts)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil, errors.Join(broker.ErrClosed, c.Close())
+	}
+	if s.members == nil {
+		s.members = map[*GroupConsumer]struct{}{}
+	}
+	s.members[c] = struct{}{}
+	s.mu.Unlock()
+	return c, nil
+}
+
+func (s *Stream) left(c *GroupConsumer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.members, c)
+}
+
+func (s *Stream) each() []*GroupConsumer {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]*GroupConsumer, 0, len(s.members))
+	for c := range s.members {
+		out = append(out, c)
+	}
+	return out
+}
+
+func (s *Stream) drain() {
+	for _, c := range s.each() {
+		c.drain()
+	}
+}
+
+// Close closes the stream's consumers; what is being published is answered.
+func (s *Stream) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	members := s.each()
+	errs := make([]error, len(members))
+	var wg sync.WaitGroup
+	for i, c := range members {
+		wg.Go(func() { errs[i] = c.Close() })
+	}
+	wg.Wait()
+	s.b.remove(s)
+	return errors.Join(errs...)
+}
+
+// records translates what was fetched, in one slab. stamp returns the
+// assignment of a partition and whether its records are wanted.
+func records(fetches kgo.Fetches, stamp func(p *kgo.FetchPartition) (*broker.Assignment, bool)) []*broker.Record {
+	n, headers := 0, 0
+	for i := range fetches {
+		for j := range fetches[i].Topics {
+			for k := range fetches[i].Topics[j].Partitions {
+				for _, r := range fetches[i].Topics[j].Partitions[k].Records {
+					n++
+					headers += len(r.Headers)
+				}
+			}
+		}
+	}
+	if n == 0 {
+		return nil
+	}
+	slab := make([]broker.Record, n)
+	out := make([]*broker.Record, 0, n)
+	hs := headerSlab{make(broker.Headers, 0, headers)}
+	for i := range fetches {
+		for j := range fetches[i].Topics {
+			for k := range fetches[i].Topics[j].Partitions {
+				p := &fetches[i].Topics[j].Partitions[k]
+				if len(p.Records) == 0 {
+					continue
+				}
+				a, wanted := stamp(p)
+				if !wanted {
+					continue
+				}
+				for _, in := range p.Records {
+					r := &slab[len(out)]
+					toRecord(r, in, a, &hs)
+					out = append(out, r)
+				}
+			}
+		}
+	}
+	if len(out) == 0 {
+		return nil
+	}
+	return out
+}
+
+func toRecord(r *broker.Record, in *kgo.Record, a *broker.Assignment, hs *headerSlab) {
+	r.Key, r.Value = in.Key, in.Value
+	r.Partition = in.Partition
+	r.Tombstone = in.Value == nil
+	if len(in.Headers) > 0 {
+		r.Headers = hs.of(in.Headers)
+	}
+	if !in.Timestamp.IsZero() {
+		r.SetTime(in.Timestamp)
+	}
+	r.Bind(broker.NewOffset(in.Offset), a)
+}
+
+// A headerSlab holds the headers of many records in one allocation.
+type headerSlab struct{ headers broker.Headers }
+
+func (s *headerSlab) of(in []kgo.RecordHeader) broker.Headers {
+	first := len(s.headers)
+	for i := range in {
+		s.headers = append(s.headers, broker.Header{Key: in[i].Key, Value: string(in[i].Value)})
+	}
+	return s.headers[first:len(s.headers):len(s.headers)]
+}
