@@ -71,7 +71,7 @@ func (s streamSlot) String() string { return fmt.Sprintf("%d@%v", s.partition, s
 
 type streamValue struct {
 	outcome       Outcome // the best of its sends; OutcomeFail: refused for certain
-	sent          bool
+	sends         int
 	tx            string
 	slots         []streamSlot
 	read          bool
@@ -120,7 +120,7 @@ func (c *streamCheck) collect() {
 		case StreamSend:
 			for _, en := range e.Entries {
 				v := c.value(en.Value)
-				if v.sent = true; e.Outcome == OutcomeOK || v.outcome == OutcomeFail && e.Outcome == OutcomeInfo {
+				if v.sends++; e.Outcome == OutcomeOK || v.outcome == OutcomeFail && e.Outcome == OutcomeInfo {
 					v.outcome = e.Outcome
 				}
 				if e.Tx != "" {
@@ -178,7 +178,7 @@ func (c *streamCheck) checkValues() {
 	for _, name := range c.order {
 		v := c.values[name]
 		switch {
-		case !v.sent:
+		case v.sends == 0:
 			c.fail(UnknownValue, "%q was read and never sent", name)
 			continue
 		case v.read && v.outcome == OutcomeFail:
@@ -186,7 +186,7 @@ func (c *streamCheck) checkValues() {
 		case v.readCommitted && v.tx != "" && c.txs[v.tx].aborted:
 			c.fail(AbortedRead, "%q was read though transaction %q was rolled back", name, v.tx)
 		}
-		if len(v.slots) > 1 && c.h.Idempotent {
+		if len(v.slots) > max(1, v.sends) && c.h.Idempotent {
 			c.fail(DuplicateWrite, "%q is stored at %v", name, v.slots)
 		}
 		if v.read || c.h.Sparse || !c.visible(v) {

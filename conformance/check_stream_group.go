@@ -21,8 +21,16 @@ func (c *streamCheck) checkOwners() {
 		}
 		return holds[k]
 	}
+	leaving := c.byStart(func(e *StreamEvent) bool { return e.Op == StreamLost })
 	for i := range c.events {
 		e := &c.events[i]
+		for ; len(leaving) > 0 && leaving[0].Start <= e.End; leaving = leaving[1:] {
+			for _, p := range leaving[0].Partitions {
+				if slot := (groupSlot{leaving[0].Group, p}); owner[slot] == leaving[0].Who {
+					delete(owner, slot) // others may take over while it leaves
+				}
+			}
+		}
 		switch e.Op {
 		case StreamAssign:
 			for _, p := range e.Partitions {
@@ -35,8 +43,8 @@ func (c *streamCheck) checkOwners() {
 			}
 		case StreamRevoke, StreamLost:
 			for _, p := range e.Partitions {
-				if owner[groupSlot{e.Group, p}] == e.Who {
-					delete(owner, groupSlot{e.Group, p})
+				if slot := (groupSlot{e.Group, p}); e.Op == StreamRevoke && owner[slot] == e.Who {
+					delete(owner, slot)
 				}
 				*of(e.Who, p) = hold{known: true, ended: e.End}
 			}

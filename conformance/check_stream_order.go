@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"maps"
+	"slices"
 
 	"github.com/queuestream/broker"
 )
@@ -87,13 +88,13 @@ func (c *streamCheck) checkPolls() {
 	places := map[streamHold]place{}
 	sought := map[streamHold]bool{}         // since its last record
 	stored := map[groupSlot]broker.Offset{} // highest record committed, perhaps
-	called := c.commitCalls()
-	next := 0
+	// Commits that may have been stored.
+	called := c.byStart(func(e *StreamEvent) bool { return e.Op == StreamCommit && e.Outcome != OutcomeFail })
 	for i := range c.events {
 		e := &c.events[i]
-		for ; next < len(called) && called[next].Start < e.End; next++ {
-			for _, en := range called[next].Entries {
-				k := groupSlot{called[next].Group, en.Partition}
+		for ; len(called) > 0 && called[0].Start < e.End; called = called[1:] {
+			for _, en := range called[0].Entries {
+				k := groupSlot{called[0].Group, en.Partition}
 				if o, ok := stored[k]; !ok || en.Offset.Compare(o) > 0 {
 					stored[k] = en.Offset
 				}
@@ -143,21 +144,16 @@ func (c *streamCheck) checkPolls() {
 	}
 }
 
-// commitCalls returns the commits that may have been stored, by their start.
-func (c *streamCheck) commitCalls() []*StreamEvent {
-	byStart := make([]*StreamEvent, c.lastMoment()+1)
+// byStart returns the events that pass, by their start.
+func (c *streamCheck) byStart(pass func(*StreamEvent) bool) []*StreamEvent {
+	var out []*StreamEvent
 	for i := range c.events {
-		if e := &c.events[i]; e.Op == StreamCommit && e.Outcome != OutcomeFail {
-			byStart[e.Start] = e
+		if e := &c.events[i]; pass(e) {
+			out = append(out, e)
 		}
 	}
-	calls := byStart[:0]
-	for _, e := range byStart {
-		if e != nil {
-			calls = append(calls, e)
-		}
-	}
-	return calls
+	slices.SortFunc(out, func(a, b *StreamEvent) int { return a.Start - b.Start })
+	return out
 }
 
 func whereIn(call bool) string {

@@ -139,6 +139,12 @@ func TestCheckStream(t *testing.T) {
 			s.send("p", abc[0])
 			s.read("r", abc[0], at("a", 1, 0))
 		}, []string{DuplicateWrite}},
+		{"sent twice by the program and stored twice", func(s streamScript) {
+			s.Idempotent = true
+			s.do(StreamEvent{Op: StreamSend, Who: "p", Entries: []StreamEntry{{Value: "a"}}}, OutcomeInfo)
+			s.send("p", at("a", 0, 1))
+			s.read("r", abc[0], at("a", 0, 1))
+		}, nil},
 		{"stored twice where it may be", func(s streamScript) {
 			s.send("p", abc[0])
 			s.read("r", abc[0], at("a", 0, 1))
@@ -257,6 +263,13 @@ func TestCheckStream(t *testing.T) {
 			i := s.Begin(StreamEvent{Op: StreamRevoke, Who: "m", Group: "g", Partitions: []int32{1}})
 			s.group(StreamAssign, "n", 1)
 			s.End(i, OutcomeOK, nil)
+		}, []string{NotOwned}},
+		{"others take over from one that leaves", func(s streamScript) {
+			s.group(StreamAssign, "m", 1)
+			i := s.Begin(StreamEvent{Op: StreamLost, Who: "m", Group: "g", Partitions: []int32{1}})
+			s.group(StreamAssign, "n", 1)
+			s.End(i, OutcomeOK, nil)
+			s.group(StreamAssign, "o", 1)
 		}, []string{NotOwned}},
 		{"read after it was taken away", func(s streamScript) {
 			sentAndRead(s)

@@ -68,7 +68,7 @@ type StreamEvent struct {
 // A StreamHistory is what was done to one stream and what it answered.
 // Recording may be called from many goroutines.
 type StreamHistory struct {
-	// Idempotent: a value stored twice is a failure.
+	// Idempotent: a value stored more often than sent is a failure.
 	Idempotent bool
 	// Sparse: records may be missing legally (retention, compaction), so that
 	// nothing is called lost, unseen or skipped.

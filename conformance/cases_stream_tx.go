@@ -1,0 +1,449 @@
+package conformance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync/atomic"
+
+	"github.com/queuestream/broker"
+)
+
+var streamTransactions = map[int]StreamCase{
+	63: {Needs: transactions, Config: partitions(2), Run: streamAbortInvisible, Refuse: streamTransactionsRefused},
+	64: {Needs: transactions, Config: partitions(3), Run: streamAtomicVisibility, Refuse: streamTransactionsRefused},
+	65: {Needs: transactions, Config: partitions(2), Run: streamNoOwnUncommittedRead, Refuse: streamTransactionsRefused},
+	66: {Needs: transactions, Config: partitions(3), Run: streamConsumeTransformProduce, Refuse: streamTransactionsRefused},
+	67: {Needs: transactions, Config: partitions(2), Run: streamProducerFenced, Refuse: streamTransactionsRefused},
+}
+
+var transactions = broker.StreamCapabilities{Transactions: true}
+
+func streamTransactionsRefused(c *C, s broker.Stream) {
+	ctx, cancel := c.Soon()
+	defer cancel()
+	m, err := s.Consumer(ctx, c.Name("group"), &broker.GroupOptions{ReadCommitted: true})
+	c.WantErr(err, broker.ErrUnsupported, "join a group with ReadCommitted")
+	if err == nil {
+		c.track("member", m.Close)
+	}
+	read := false
+	for _, err := range s.Read(ctx, broker.Range{ReadCommitted: true}) {
+		read = true
+		c.WantErr(err, broker.ErrUnsupported, "Read with ReadCommitted")
+		break
+	}
+	if !read {
+		c.Errorf("Read with ReadCommitted yields nothing, want %q", broker.ErrUnsupported)
+	}
+	if t, ok := broker.As[broker.Transactional](c.Broker()); ok {
+		got, err := t.Transactor(ctx, c.Name("id"))
+		if err == nil {
+			c.track("transactor", got.Close)
+			var tx broker.Tx // the broker has transactions, this stream has not
+			if tx, err = got.Begin(ctx); err == nil {
+				err = tx.Publish(ctx, s, broker.Record{Value: []byte("never")})
+				c.Must(tx.Rollback(ctx), "roll back")
+			}
+		}
+		c.WantErr(err, broker.ErrUnsupported, "publish to the stream in a transaction")
+	}
+}
+
+// A streamTx is a transaction that is written into the history.
+type streamTx struct {
+	r    *streamRun
+	id   string // unique in the case
+	who  string
+	tx   broker.Tx
+	sent []string
+}
+
+func (r *streamRun) transactorOf(b broker.Broker, id string) broker.Transactor {
+	t, ok := broker.As[broker.Transactional](b)
+	if !ok {
+		r.Fatalf("the stream claims Transactions, and its broker is not Transactional")
+	}
+	ctx, cancel := r.Soon()
+	defer cancel()
+	tr, err := t.Transactor(ctx, id)
+	r.Must(err, "open the transactor %q", id)
+	r.track("transactor", tr.Close)
+	return tr
+}
+
+func (r *streamRun) tryBegin(tr broker.Transactor, who string) (*streamTx, error) {
+	ctx, cancel := r.Soon()
+	defer cancel()
+	tx, err := tr.Begin(ctx)
+	return &streamTx{r: r, id: r.value("tx"), who: who, tx: tx}, err
+}
+
+func (r *streamRun) begin(tr broker.Transactor, who string) *streamTx {
+	tx, err := r.tryBegin(tr, who)
+	r.Must(err, "begin a transaction")
+	return tx
+}
+
+func (t *streamTx) trySend(s broker.Stream, rs ...broker.Record) error {
+	ctx, cancel := t.r.Soon()
+	defer cancel()
+	e := t.r.hist.Begin(StreamEvent{Op: StreamSend, Who: t.who, Tx: t.id, Entries: sentEntries(rs)})
+	err := t.tx.Publish(ctx, s, rs...)
+	t.r.hist.End(e, outcomeOf(err), nil)
+	t.sent = append(t.sent, sentValues(rs)...)
+	return err
+}
+
+func (t *streamTx) send(rs ...broker.Record) {
+	t.r.Must(t.trySend(t.r.stream, rs...), "publish %d records in a transaction", len(rs))
+}
+
+// tryEnd commits, or rolls back. An error that names neither an abort nor a
+// fence leaves the outcome open.
+func (t *streamTx) tryEnd(rollback bool) error {
+	ctx, cancel := t.r.Soon()
+	defer cancel()
+	e := t.r.hist.Begin(StreamEvent{Op: StreamTxEnd, Who: t.who, Tx: t.id, Rollback: rollback})
+	end := t.tx.Commit
+	if rollback {
+		end = t.tx.Rollback
+	}
+	err := end(ctx)
+	o := OutcomeInfo
+	switch {
+	case err == nil:
+		o = OutcomeOK
+	case errors.Is(err, broker.ErrTxAborted), errors.Is(err, broker.ErrFenced):
+		o = OutcomeFail
+	}
+	t.r.hist.End(e, o, nil)
+	return err
+}
+
+func (t *streamTx) commit()   { t.r.Must(t.tryEnd(false), "commit the transaction") }
+func (t *streamTx) rollback() { t.r.Must(t.tryEnd(true), "roll the transaction back") }
+
+var readCommitted = broker.GroupOptions{ReadCommitted: true}
+
+func streamAbortInvisible(c *C, s broker.Stream) {
+	r := newStreamRun(c, s)
+	tr := r.transactorOf(c.Broker(), c.Name("id"))
+	m := r.join(c.Name("group"), readCommitted, nil)
+	var want []string
+	for i := range 6 {
+		for p := range int32(2) {
+			rs := r.pinned("plain", 2, p)
+			r.send("plain", rs...)
+			want = append(want, sentValues(rs)...)
+		}
+		tx := r.begin(tr, "writer")
+		zero, one := r.pinned("tx", 3, 0), r.pinned("tx", 2, 1)
+		tx.send(zero...)
+		tx.send(one...)
+		if i%2 == 0 {
+			tx.rollback()
+			if err := tx.tx.Commit(c.Context()); err == nil {
+				c.Errorf("Commit after Rollback: nil")
+			}
+			continue
+		}
+		tx.commit()
+		want = append(want, tx.sent...)
+	}
+	r.sameSet(valuesOf(m.collect(len(want))), want, "what a member with ReadCommitted got")
+	m.nothing("the rest was rolled back")
+
+	// A transactor that is closed takes its open transaction with it.
+	tx := r.begin(tr, "writer")
+	tx.send(r.pinned("left", 2, 0)...)
+	e := r.hist.Begin(StreamEvent{Op: StreamTxEnd, Who: "writer", Tx: tx.id, Rollback: true})
+	c.Must(tr.Close(), "close the transactor with an open transaction")
+	tr = r.transactorOf(c.Broker(), c.Name("id"))
+	last := r.begin(tr, "later")
+	last.send(r.pinned("last", 2, 1)...)
+	last.commit()
+	r.hist.End(e, OutcomeOK, nil)
+	want = append(want, last.sent...)
+	r.sameSet(valuesOf(m.collect(2)), last.sent, "after a transaction that was left open")
+	r.sameSet(valuesOf(r.judge()), want, "what Read with ReadCommitted got")
+}
+
+func streamAtomicVisibility(c *C, s broker.Stream) {
+	r := newStreamRun(c, s)
+	tr := r.transactorOf(c.Broker(), c.Name("id"))
+	ctx, stop := context.WithCancel(c.Context())
+	defer stop()
+	stopped := make(chan struct{})
+	var reads atomic.Int64
+	c.Go(func() {
+		defer close(stopped)
+		for ctx.Err() == nil {
+			whole := map[string]int{} // how much of a transaction one Read shows, by transaction and partition
+			for _, rec := range r.readAll() {
+				tx, _, _ := strings.Cut(string(rec.Key), "/")
+				whole[fmt.Sprintf("%s in partition %d", tx, rec.Partition)]++
+			}
+			for where, n := range whole {
+				if n != 4 {
+					c.Errorf("one Read shows %d of 4 records of transaction %s", n, where)
+				}
+			}
+			reads.Add(1)
+		}
+	})
+	m := r.join(c.Name("group"), readCommitted, nil)
+	var got tally
+	endWork := m.work(c.Context(), func(rs []*broker.Record) { got.add(rs...) })
+	var want []string
+	for i := range 10 {
+		tx := r.begin(tr, "writer")
+		for p := range int32(3) {
+			rs := r.pinned("atomic", 4, p)
+			for j := range rs {
+				rs[j].Key = fmt.Appendf(nil, "%s/%d", tx.id, j)
+			}
+			tx.send(rs[:2]...)
+			tx.send(rs[2:]...)
+		}
+		seen := reads.Load()
+		c.Until(c.Harness().Quiet, func() bool { return reads.Load() > seen }) // a Read over the open transaction
+		if n := len(got.missing(tx.sent)); n != len(tx.sent) {
+			c.Errorf("a member with ReadCommitted got %d records of an open transaction", len(tx.sent)-n)
+		}
+		if i%3 == 2 {
+			tx.rollback()
+			continue
+		}
+		tx.commit()
+		want = append(want, tx.sent...)
+		r.complete("a committed transaction", &got, tx.sent)
+	}
+	stop()
+	<-stopped
+	endWork()
+	r.sameSet(valuesOf(r.judge()), want, "what was committed")
+}
+
+func streamNoOwnUncommittedRead(c *C, s broker.Stream) {
+	r := newStreamRun(c, s)
+	tr := r.transactorOf(c.Broker(), c.Name("id"))
+	m := r.join(c.Name("group"), readCommitted, nil)
+	before := r.make("before", 4, 4)
+	r.send("writer", before...)
+	m.collect(4)
+	tx := r.begin(tr, m.name) // the member writes what it must not read yet
+	tx.send(r.make("own", 6, 6)...)
+	m.nothing("the transaction is open, and its own")
+	r.sameSet(valuesOf(r.readAll()), sentValues(before), "Read with ReadCommitted beside the open transaction")
+	tx.commit()
+	r.sameSet(valuesOf(m.collect(6)), tx.sent, "after the commit")
+	r.judge()
+}
+
+func streamProducerFenced(c *C, s broker.Stream) {
+	r := newStreamRun(c, s)
+	id := c.Name("id")
+	other := c.Fresh()
+	again, err := other.Stream(c.Context(), s.Name(), nil)
+	c.Must(err, "open the stream again")
+	c.track("stream", again.Close)
+	bystander := r.transactorOf(c.Broker(), c.Name("id"))
+	beside := r.begin(bystander, "bystander")
+	beside.send(r.pinned("bystander", 2, 0)...)
+
+	old := r.transactorOf(c.Broker(), id)
+	lost := r.begin(old, "old")
+	lost.send(r.pinned("fenced", 3, 0)...)
+	lost.send(r.pinned("fenced", 3, 1)...)
+	next := r.transactorOf(other, id)
+	err = lost.trySend(s, r.pinned("late", 1, 0)...)
+	if err != nil {
+		c.WantErr(err, broker.ErrFenced, "publish by the earlier holder of the id")
+	}
+	err = lost.tryEnd(false)
+	c.WantErr(err, broker.ErrFenced, "commit by the earlier holder of the id")
+	_, err = r.tryBegin(old, "old")
+	c.WantErr(err, broker.ErrFenced, "begin by the earlier holder of the id")
+
+	tx := r.begin(next, "new")
+	rs := r.pinned("new", 2, 0)
+	c.Must(tx.trySend(again, rs...), "publish by the later holder")
+	tx.commit()
+	beside.commit()
+	r.sameSet(valuesOf(r.judge()), append(slices.Clone(tx.sent), beside.sent...), "what was committed")
+}
+
+// streamConsumeTransformProduce copies a stream in transactions, by copiers
+// that roll back and die in the middle.
+func streamConsumeTransformProduce(c *C, s broker.Stream) {
+	r := newStreamRun(c, s)
+	values := r.load("source")
+	target := c.DeclareStream(partitions(3))
+	out := newStreamRun(c, target)
+	group := c.Name("group")
+	var kills, rollbacks atomic.Int64
+	const mostKills = 6
+	ctx, stop := context.WithCancel(c.Context())
+	defer stop()
+	workers := min(3, c.Harness().Workers)
+	stopped := make(chan struct{})
+	c.Go(func() {
+		defer close(stopped)
+		r.parallel(workers, func(w int) {
+			id := c.Name("id")
+			for ctx.Err() == nil {
+				k := &streamCopier{source: r, out: out, id: id, group: group, name: "copier " + itoa(w)}
+				k.run(ctx, func() copyFate {
+					switch n := c.Rand().IntN(10); {
+					case kills.Load() == 0 || n < 2 && kills.Load() < mostKills:
+						kills.Add(1)
+						return copierDies
+					case rollbacks.Load() == 0 || n == 9:
+						rollbacks.Add(1)
+						return copierRollsBack
+					}
+					return copierCommits
+				})
+			}
+		})
+	})
+	watcher := out.join(c.Name("group"), readCommitted, nil)
+	var got tally
+	endWork := watcher.work(c.Context(), func(rs []*broker.Record) { got.add(rs...) })
+	copies := make([]string, len(values))
+	for i, v := range values {
+		copies[i] = "copy of " + v
+	}
+	// Members that die and join again take their time, with each kill.
+	for range mostKills {
+		if c.Until(c.Harness().Soon, func() bool { return got.has(copies) }) {
+			break
+		}
+	}
+	if missing := got.missing(copies); len(missing) > 0 {
+		c.Fatalf("%d of %d copies are missing: %.3q", len(missing), len(copies), head(missing))
+	}
+	stop()
+	<-stopped
+	endWork()
+	c.Note("kills", "%d", kills.Load())
+	c.Note("rollbacks", "%d", rollbacks.Load())
+	r.stored(group)
+	r.sameSet(valuesOf(out.readAll()), copies, "the copies, each once")
+	r.judge()
+}
+
+type copyFate int
+
+const (
+	copierCommits copyFate = iota
+	copierRollsBack
+	copierDies
+)
+
+// A streamCopier is one life of a program that copies in transactions.
+type streamCopier struct {
+	source, out *streamRun
+	id          string // transactional id, which outlives it
+	group, name string
+}
+
+// run copies until ctx ends, the copier is fenced, or it dies: then it leaves
+// its transaction open.
+func (k *streamCopier) run(ctx context.Context, fate func() copyFate) {
+	r := k.source
+	b, from, to := r.Broker(), r.stream, k.out.stream
+	if !r.Harness().Embedded {
+		b = r.OpenBroker() // a process of its own
+		from, to = r.reopen(b, from), r.reopen(b, to)
+	}
+	tr := r.transactorOf(b, k.id)
+	m := r.joinStream(from, k.group, readCommitted, nil)
+	defer func() {
+		if err := m.closeErr(); err != nil {
+			r.Errorf("%s: leave: %v", k.name, err)
+		}
+		if err := tr.Close(); err != nil && !errors.Is(err, broker.ErrFenced) {
+			r.Errorf("%s: close the transactor: %v", k.name, err)
+		}
+	}()
+	for ctx.Err() == nil {
+		rs, err := k.poll(ctx, m)
+		if err != nil {
+			if ctx.Err() == nil {
+				r.Errorf("%s: receive: %v", k.name, err)
+			}
+			return
+		}
+		done, err := k.copy(tr, m, to, rs, fate())
+		switch {
+		case err == nil && !done:
+			return // dead
+		case errors.Is(err, broker.ErrFenced):
+			return
+		case err != nil && !errors.Is(err, broker.ErrTxAborted):
+			r.Errorf("%s: %v", k.name, err)
+			return
+		}
+	}
+}
+
+// poll receives without writing polls into the history: transactions rewind
+// the member, which the checker takes for a fault.
+func (k *streamCopier) poll(ctx context.Context, m *streamMember) ([]*broker.Record, error) {
+	return m.consumer().Receive(ctx, 10)
+}
+
+// copy handles one batch. It reports false if the copier dies.
+func (k *streamCopier) copy(tr broker.Transactor, m *streamMember, to broker.Stream, rs []*broker.Record, fate copyFate) (bool, error) {
+	r := k.source
+	ctx, cancel := r.Soon()
+	defer cancel()
+	tx, err := tr.Begin(ctx)
+	if err != nil {
+		return true, err
+	}
+	for _, rec := range rs {
+		if err = tx.Publish(ctx, to, broker.Record{Key: rec.Key, Value: append([]byte("copy of "), rec.Value...)}); err != nil {
+			return true, k.abort(ctx, tx, err)
+		}
+	}
+	if fate == copierDies && r.Rand().IntN(2) == 0 {
+		return false, nil
+	}
+	if err = tx.CommitOffsets(ctx, m.consumer(), rs...); err != nil {
+		return true, k.abort(ctx, tx, err)
+	}
+	switch fate {
+	case copierDies:
+		return false, nil
+	case copierRollsBack:
+		return true, tx.Rollback(ctx)
+	}
+	if err = tx.Commit(ctx); err != nil {
+		return true, k.abort(ctx, tx, err)
+	}
+	return true, nil
+}
+
+// abort rolls back after cause. A partition that moved in the middle is no
+// fault: the work is done again by its owner.
+func (k *streamCopier) abort(ctx context.Context, tx broker.Tx, cause error) error {
+	if err := tx.Rollback(ctx); err != nil && !errors.Is(err, broker.ErrFenced) && !errors.Is(err, broker.ErrTxAborted) {
+		return fmt.Errorf("roll back after %w: %w", cause, err)
+	}
+	return cause
+}
+
+// reopen opens the same stream through another client.
+func (r *streamRun) reopen(b broker.Broker, s broker.Stream) broker.Stream {
+	ctx, cancel := r.Soon()
+	defer cancel()
+	again, err := b.Stream(ctx, s.Name(), nil)
+	r.Must(err, "open the stream %s again", s.Name())
+	r.track("stream", again.Close)
+	return again
+}
