@@ -1,0 +1,302 @@
+package memory
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/queuestream/broker"
+)
+
+// A Consumer receives from a queue. It is safe for concurrent use.
+type Consumer struct {
+	h     *Queue
+	q     *queue
+	lease time.Duration // 0: none
+
+	// Guarded by q.mu.
+	held  entryList
+	open  int // in held
+	err   error
+	spare *waiter
+	idle  chan struct{} // closed when open becomes 0, if somebody waits
+}
+
+// Name returns the queue's name.
+func (c *Consumer) Name() string { return c.q.name }
+
+// Receive does what broker.Consumer promises. Expired messages are never
+// delivered.
+func (c *Consumer) Receive(ctx context.Context, max int) ([]*broker.Delivery, error) {
+	ds, err := c.receive(ctx, max)
+	if err != nil {
+		return nil, opError("receive", c.q.name, err)
+	}
+	return ds, nil
+}
+
+func (c *Consumer) receive(ctx context.Context, max int) ([]*broker.Delivery, error) {
+	if max <= 0 {
+		return nil, broker.Invalid("max %d: want at least 1", max)
+	}
+	if ctx.Err() != nil {
+		return nil, broker.ContextError(ctx)
+	}
+	q := c.q
+	if f := q.srv.faults; f != nil && f.hit(f.Disconnect) {
+		c.h.b.Disconnect()
+	}
+	var w *waiter
+	for {
+		for _, f := range q.fedBy() {
+			f.refresh()
+		}
+		t := now()
+		q.mu.Lock()
+		q.advance(t)
+		ds, err := c.take(max, t)
+		if ds != nil || err != nil {
+			if w != nil {
+				c.spare = w
+			}
+			q.arm(t)
+			q.unlock()
+			return ds, err
+		}
+		if w == nil {
+			if w = c.spare; w == nil {
+				w = newWaiter()
+			}
+			c.spare = nil
+		}
+		q.receivers.push(w)
+		q.parked.Add(1)
+		q.arm(t)
+		feeders := q.feeders
+		q.unlock()
+		for _, f := range feeders {
+			f.watch()
+		}
+		select {
+		case <-w.token:
+			q.parked.Add(-1)
+		case <-ctx.Done():
+			q.parked.Add(-1)
+			c.unpark(w)
+			return nil, broker.ContextError(ctx)
+		}
+	}
+}
+
+// take returns up to max deliveries. q.mu is held.
+func (c *Consumer) take(max int, now int64) ([]*broker.Delivery, error) {
+	q := c.q
+	switch {
+	case c.err != nil:
+		return nil, c.err
+	case q.deleted.Load():
+		return nil, broker.ErrNotFound
+	}
+	e := q.next()
+	if e == nil {
+		return nil, nil
+	}
+	d := q.hold(e, c, now)
+	c.duplicate(e, now)
+	if max == 1 || q.count[ready] == 0 {
+		e.one[0] = d
+		return e.one[:1:1], nil
+	}
+	ds := make([]*broker.Delivery, 1, min(int64(max), q.count[ready]+1))
+	ds[0] = d
+	for len(ds) < max {
+		if e = q.next(); e == nil {
+			break
+		}
+		ds = append(ds, q.hold(e, c, now))
+		c.duplicate(e, now)
+	}
+	return ds, nil
+}
+
+// duplicate stores a second copy of e where the faults say so. q.mu is held.
+func (c *Consumer) duplicate(e *entry, now int64) {
+	f := c.q.srv.faults
+	if f == nil || e.group != nil || !f.hit(f.Duplicate) {
+		return
+	}
+	n := e.again()
+	c.q.admit(n, now)
+}
+
+// unpark ends the wait of w, whose call takes nothing: a token that it got
+// goes to another.
+func (c *Consumer) unpark(w *waiter) {
+	q := c.q
+	q.mu.Lock()
+	if w.queued {
+		q.receivers.remove(w)
+		c.spare = w
+	} else if q.count[ready] > 0 {
+		if o := q.receivers.pop(); o != nil {
+			q.woken.push(o)
+		}
+	}
+	q.unlock()
+}
+
+// fedBy reads feeders under the lock; most queues have none.
+func (q *queue) fedBy() []*queue {
+	if !q.fed.Load() {
+		return nil
+	}
+	return q.sources()
+}
+
+// watch brings q up to now and arms its timer for somebody who waits for its
+// dead letters.
+func (q *queue) watch() {
+	q.mu.Lock()
+	t := now()
+	q.advance(t)
+	q.arm(t)
+	q.unlock()
+}
+
+// SettleOne applies v to d at once.
+func (c *Consumer) SettleOne(ctx context.Context, d *broker.Delivery, v broker.Verdict) error {
+	if ctx.Err() != nil {
+		return opError(v.Kind.String(), c.q.name, broker.ContextError(ctx))
+	}
+	if v.Kind != broker.VerdictAck {
+		if err := broker.ValidateVerdict(&v, &c.h.caps); err != nil {
+			return opError(v.Kind.String(), c.q.name, err)
+		}
+	}
+	c.q.mu.Lock()
+	err := c.apply(d, &v)
+	c.q.unlock()
+	return opError(v.Kind.String(), c.q.name, err)
+}
+
+// Settle applies a batch of verdicts, each on its own.
+func (c *Consumer) Settle(ctx context.Context, batch []broker.Outcome) {
+	for i := range batch {
+		o := &batch[i]
+		if f := c.q.srv.faults; f != nil && f.hit(f.PartialBatch) {
+			o.Err = opError(o.Verdict.Kind.String(), c.q.name, errInjected)
+			continue
+		}
+		o.Err = c.SettleOne(ctx, o.Delivery, o.Verdict)
+	}
+}
+
+// apply carries out one verdict. q.mu is held.
+func (c *Consumer) apply(d *broker.Delivery, v *broker.Verdict) error {
+	q := c.q
+	slot := d.Token()
+	if slot >= uint64(len(q.slots)) || q.slots[slot] == nil || &q.slots[slot].d != d || q.slots[slot].holder != c {
+		return broker.ErrLeaseLost
+	}
+	e := q.slots[slot]
+	switch v.Kind {
+	case broker.VerdictAck:
+		if f := q.srv.faults; f != nil && f.hit(f.DropAck) {
+			if e.when == 0 {
+				q.giveBack(e, now(), 0, false, "an acknowledgement was dropped")
+			}
+			return nil
+		}
+		q.finish(e)
+		return nil
+	case broker.VerdictNack:
+		t := now()
+		q.giveBack(e, t, v.Delay, v.Snooze, "not acknowledged")
+		q.arm(t)
+	case broker.VerdictReject:
+		if e.policy.dead.deleted.Load() {
+			return errors.Join(broker.ErrNotFound, errDeadLetterGone)
+		}
+		q.burySoon(e, v.Reason)
+	case broker.VerdictExtend:
+		lease := v.Lease
+		if lease == 0 {
+			lease = c.lease
+		}
+		t := now()
+		until := t + int64(lease)
+		q.schedule(e, until)
+		d.SetLease(time.Unix(0, until))
+		q.arm(t)
+	}
+	return nil
+}
+
+var errDeadLetterGone = errors.New("the dead-letter queue was deleted")
+
+// Close gives back what is unsettled, at once. It may be called again.
+func (c *Consumer) Close() error {
+	c.h.mu.Lock()
+	delete(c.h.consumers, c)
+	c.h.mu.Unlock()
+	c.shut(broker.ErrClosed)
+	return nil
+}
+
+// stop makes Receive return err from now on.
+func (c *Consumer) stop(err error) {
+	c.q.mu.Lock()
+	c.stopLocked(err)
+	c.q.unlock()
+}
+
+func (c *Consumer) stopLocked(err error) {
+	if c.err == nil {
+		c.q.consumers--
+	}
+	c.err = err
+	for w := c.q.receivers.pop(); w != nil; w = c.q.receivers.pop() {
+		c.q.woken.push(w) // whoever is not closed parks again
+	}
+}
+
+// shut stops c and gives back what it holds.
+func (c *Consumer) shut(err error) {
+	c.q.mu.Lock()
+	c.stopLocked(err)
+	c.returnHeld("the consumer closed")
+	c.q.unlock()
+}
+
+// returnHeld gives everything back that c holds. q.mu is held.
+func (c *Consumer) returnHeld(why string) {
+	t := now()
+	for e := c.held.head; e != nil; e = c.held.head {
+		e.d.Lose()
+		c.q.giveBack(e, t, 0, false, why)
+	}
+}
+
+// drain waits until nothing is held or ctx ends.
+func (c *Consumer) drain(ctx context.Context) error {
+	q := c.q
+	q.mu.Lock()
+	if c.open == 0 {
+		q.mu.Unlock()
+		return nil
+	}
+	if c.idle == nil {
+		c.idle = make(chan struct{})
+	}
+	idle := c.idle
+	q.parked.Add(1)
+	q.arm(now())
+	q.unlock()
+	defer q.parked.Add(-1)
+	select {
+	case <-idle:
+		return nil
+	case <-ctx.Done():
+		return broker.ContextError(ctx)
+	}
+}

@@ -1,0 +1,535 @@
+package memory
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/queuestream/broker"
+)
+
+// A queue is what all handles of one queue share. One lock guards it. Time
+// passes in it when somebody looks (advance) and, while somebody waits, by one
+// timer. Dead letters leave it in unlock, so that no two queues are locked at
+// once.
+type queue struct {
+	srv     *server
+	name    string
+	cfg     broker.QueueConfig
+	grouped bool // GroupID is honoured
+	deleted atomic.Bool
+	parked  atomic.Int32 // receivers and drains that wait, also for dead letters of other queues
+	fed     atomic.Bool  // feeders is not empty
+
+	mu        sync.Mutex
+	seq       uint64
+	fresh     entryList // ready, ascending by seq, without priority
+	back      entryHeap // ready: given back, or with a priority
+	events    entryHeap // whatever changes by itself at some time
+	groups    map[string]*group
+	slots     []*entry // in flight
+	free      []int32  // of slots
+	count     [gone]int64
+	bytes     int64
+	consumers int64
+	receivers waitList
+	space     waitList // publishers
+	timer     *time.Timer
+	armed     int64 // when timer fires; 0: it does not
+	dedup     dedupTable
+	ids       idBlock
+	random    *rand.Rand // of profiles that reorder
+
+	feeders []*queue // queues whose dead letters come here
+	targets []*queue // queues where dead letters go
+
+	woken waitList // tokens that unlock hands out
+	dead  []burial // messages that unlock moves
+}
+
+// A burial is a message on its way to a dead-letter queue.
+type burial struct {
+	e      *entry
+	to     *queue
+	why    broker.DeadLetter
+	policy *policy
+}
+
+// A policy is what a handle does with messages that fail.
+type policy struct {
+	maxAttempts int32
+	dead        *queue
+}
+
+func newQueue(srv *server, name string, cfg broker.QueueConfig) *queue {
+	q := &queue{
+		srv: srv, name: name, cfg: cfg,
+		grouped: srv.rules.queueCapabilities(&cfg).Groups,
+		back:    entryHeap{order: byOrder},
+		groups:  map[string]*group{},
+	}
+	if srv.rules.reorders {
+		q.random = rand.New(rand.NewPCG(srv.opts.Seed, uint64(len(name))))
+	}
+	return q
+}
+
+func now() int64 { return time.Now().UnixNano() }
+
+// unlock releases q.mu, wakes whom that concerns and moves dead letters.
+func (q *queue) unlock() {
+	woken, dead := q.woken, q.dead
+	q.woken, q.dead = waitList{}, nil
+	q.mu.Unlock()
+	for w := woken.pop(); w != nil; w = woken.pop() {
+		w.token <- struct{}{}
+	}
+	for i := range dead {
+		q.bury(&dead[i])
+	}
+}
+
+func (q *queue) bury(b *burial) {
+	m := broker.DeadLetterMessage(b.e.msg, b.why)
+	e := newEntry(&m, now())
+	e.at = b.e.at
+	b.to.mu.Lock()
+	if !b.to.deleted.Load() {
+		b.to.admit(e, now())
+		b.to.unlock()
+		return
+	}
+	b.to.mu.Unlock()
+	// The dead-letter queue went away this moment: rather deliver once more.
+	q.mu.Lock()
+	e = b.e.again()
+	e.seq = 0
+	q.admit(e, now())
+	q.unlock()
+}
+
+// admit stores a new entry, at the end of the queue. q.mu is held.
+func (q *queue) admit(e *entry, now int64) {
+	q.seq++
+	e.seq = q.seq
+	e.state = gone
+	q.bytes += int64(e.size)
+	if id := e.msg.GroupID; q.grouped && id != "" {
+		g := q.groups[id]
+		if g == nil {
+			g = &group{id: id}
+			q.groups[id] = g
+		}
+		e.group = g
+		g.pushBack(e)
+		if g.open != nil || g.head != e {
+			q.setState(e, waiting)
+			q.schedule(e, e.expires)
+			return
+		}
+	}
+	q.activate(e, now)
+}
+
+// activate makes an entry delayed or ready. q.mu is held.
+func (q *queue) activate(e *entry, now int64) {
+	switch {
+	case e.expires != 0 && e.expires <= now:
+		q.setState(e, waiting)
+		q.drop(e)
+		return
+	case e.due > now:
+		q.setState(e, delayed)
+		when := e.due
+		if e.expires != 0 && e.expires < when {
+			when = e.expires
+		}
+		q.schedule(e, when)
+		return
+	}
+	e.due = 0
+	q.setState(e, ready)
+	q.schedule(e, e.expires)
+	if e.msg.Priority == 0 && (q.fresh.tail == nil || q.fresh.tail.seq < e.seq) {
+		q.fresh.pushBack(e)
+	} else {
+		q.back.push(e)
+	}
+	if w := q.receivers.pop(); w != nil {
+		q.woken.push(w)
+	}
+}
+
+func (q *queue) setState(e *entry, s state) {
+	if e.state != gone {
+		q.count[e.state]--
+	}
+	if e.state = s; s != gone {
+		q.count[s]++
+	}
+}
+
+// schedule puts e among the events, or takes it out if when is 0. q.mu is held.
+func (q *queue) schedule(e *entry, when int64) {
+	if when == e.when {
+		return
+	}
+	if e.when != 0 {
+		q.events.remove(e)
+	}
+	if e.when = when; when != 0 {
+		q.events.push(e)
+	}
+}
+
+// unready takes e out of what can be received. q.mu is held.
+func (q *queue) unready(e *entry) {
+	if q.back.has(e) {
+		q.back.remove(e)
+	} else {
+		q.fresh.remove(e)
+	}
+}
+
+// drop removes an entry that nobody holds for good. q.mu is held.
+func (q *queue) drop(e *entry) {
+	if e.state == ready {
+		q.unready(e)
+	}
+	q.schedule(e, 0)
+	q.forget(e)
+	if g := e.group; g != nil {
+		head := g.head == e
+		g.remove(e)
+		q.nextOf(g, head)
+	}
+}
+
+// forget ends the accounting of e and lets a blocked publisher in. q.mu is held.
+func (q *queue) forget(e *entry) {
+	q.setState(e, gone)
+	q.bytes -= int64(e.size)
+	if w := q.space.pop(); w != nil {
+		q.woken.push(w)
+	}
+}
+
+// nextOf activates the head of a group that became free. q.mu is held.
+func (q *queue) nextOf(g *group, newHead bool) {
+	switch {
+	case g.open != nil:
+	case g.head == nil:
+		if q.groups[g.id] == g {
+			delete(q.groups, g.id)
+		}
+	case newHead && g.head.state == waiting:
+		q.activate(g.head, now())
+	}
+}
+
+// advance carries out what is due by now. q.mu is held.
+func (q *queue) advance(now int64) {
+	for e := q.events.top(); e != nil && e.when <= now; e = q.events.top() {
+		switch {
+		case e.state == inFlight:
+			e.d.Lose()
+			q.giveBack(e, now, 0, false, "the lease ended")
+		case e.expires != 0 && e.expires <= now:
+			q.drop(e)
+		default: // delayed, and due
+			q.schedule(e, 0)
+			if e.attempts == 0 && e.group == nil {
+				q.seq++
+				e.seq = q.seq // as if published now
+			}
+			q.activate(e, now)
+		}
+	}
+}
+
+// cares tells whether somebody waits for what happens here. q.mu is held.
+func (q *queue) cares() bool {
+	if q.parked.Load() > 0 || q.space.n > 0 {
+		return true
+	}
+	for _, t := range q.targets {
+		if t.parked.Load() > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// arm sets the timer to the next event if somebody waits. q.mu is held.
+func (q *queue) arm(now int64) {
+	e := q.events.top()
+	if e == nil || q.armed != 0 && q.armed <= e.when || !q.cares() {
+		return
+	}
+	q.armed = e.when
+	wait := time.Duration(max(e.when-now, 0))
+	if q.timer == nil {
+		q.timer = time.AfterFunc(wait, q.tick)
+	} else {
+		q.timer.Reset(wait)
+	}
+}
+
+// tick runs when the timer fires, and brings q up to now for whoever looks at
+// what it feeds.
+func (q *queue) tick() {
+	q.mu.Lock()
+	q.armed = 0
+	t := now()
+	q.advance(t)
+	if !q.deleted.Load() {
+		q.arm(t)
+	}
+	q.unlock()
+}
+
+// refresh brings q up to now without arming the timer.
+func (q *queue) refresh() {
+	q.mu.Lock()
+	q.advance(now())
+	q.unlock()
+}
+
+// sources returns the queues whose dead letters come here.
+func (q *queue) sources() []*queue {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.feeders
+}
+
+// connect makes dead letters of from visible to receivers of to in time.
+func connect(from, to *queue) {
+	if from == nil || to == nil {
+		return
+	}
+	add := func(q, other *queue, list *[]*queue) {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		for _, x := range *list {
+			if x == other {
+				return
+			}
+		}
+		*list = append((*list)[:len(*list):len(*list)], other)
+	}
+	add(from, to, &from.targets)
+	add(to, from, &to.feeders)
+	to.fed.Store(true)
+}
+
+// next takes the entry that is to be delivered next, or nil. q.mu is held.
+func (q *queue) next() *entry {
+	f, b := q.fresh.head, q.back.top()
+	if f == nil && b == nil {
+		return nil
+	}
+	if limit := q.srv.rules.maxInFlight; limit > 0 && q.count[inFlight] >= limit {
+		return nil
+	}
+	if q.random != nil && f != nil && b == nil {
+		for range q.random.IntN(10) { // out of order, as SQS may
+			if f.next != nil {
+				f = f.next
+			}
+		}
+	}
+	if f == nil || b != nil && before(b, f) {
+		q.back.remove(b)
+		f = b
+	} else {
+		q.fresh.remove(f)
+	}
+	if g := f.group; g != nil {
+		g.remove(f)
+		g.open = f
+	}
+	return f
+}
+
+// hold delivers e to c. q.mu is held.
+func (q *queue) hold(e *entry, c *Consumer, now int64) *broker.Delivery {
+	var slot int32
+	if n := len(q.free); n > 0 {
+		slot = q.free[n-1]
+		q.free = q.free[:n-1]
+		q.slots[slot] = e
+	} else {
+		slot = int32(len(q.slots))
+		q.slots = append(q.slots, e)
+	}
+	q.setState(e, inFlight)
+	var until int64
+	if c.lease > 0 {
+		until = now + int64(c.lease)
+	}
+	q.schedule(e, until)
+	c.held.pushBack(e)
+	c.open++
+	return e.open(c, slot, until)
+}
+
+// release takes e from its holder. q.mu is held.
+func (q *queue) release(e *entry) {
+	q.slots[e.slot] = nil
+	q.free = append(q.free, e.slot)
+	q.schedule(e, 0)
+	c := e.holder
+	c.held.remove(e)
+	if c.open--; c.open == 0 && c.idle != nil {
+		close(c.idle)
+		c.idle = nil
+	}
+	e.holder = nil
+	if g := e.group; g != nil && g.open == e {
+		g.open = nil
+	}
+}
+
+// finish removes an entry in flight for good. q.mu is held.
+func (q *queue) finish(e *entry) {
+	q.release(e)
+	q.forget(e)
+	if e.group != nil {
+		q.nextOf(e.group, true)
+	}
+}
+
+// giveBack returns an entry in flight to the queue, or buries it if it has had
+// all its attempts. q.mu is held.
+func (q *queue) giveBack(e *entry, now int64, delay time.Duration, snooze bool, why string) {
+	p := e.policy
+	if !snooze && p.maxAttempts > 0 && e.attempts >= p.maxAttempts && p.dead != nil && !p.dead.deleted.Load() {
+		q.burySoon(e, fmt.Sprintf("%d attempts, then %s", e.attempts, why))
+		return
+	}
+	q.release(e)
+	n := e.again()
+	if snooze {
+		n.attempts--
+	}
+	if delay > 0 {
+		n.due = now + int64(delay)
+	}
+	if q.srv.rules.caps.Requeue == broker.RequeueBack && n.group == nil && delay == 0 {
+		q.seq++
+		n.seq = q.seq
+	}
+	q.setState(e, gone)
+	n.state = gone
+	if n.group != nil {
+		n.group.pushFront(n)
+	}
+	q.activate(n, now)
+}
+
+// burySoon takes an entry in flight out and lets unlock move it to its
+// dead-letter queue. q.mu is held.
+func (q *queue) burySoon(e *entry, reason string) {
+	p := e.policy
+	q.release(e)
+	q.dead = append(q.dead, burial{e: e, to: p.dead, policy: p, why: broker.DeadLetter{
+		Reason: reason, Queue: q.name, Attempts: int(e.attempts), Time: time.Now(),
+	}})
+	q.forget(e)
+	if e.group != nil {
+		q.nextOf(e.group, true)
+	}
+}
+
+// full tells whether e does not fit. q.mu is held.
+func (q *queue) full(size int32) bool {
+	n := q.length()
+	return q.cfg.MaxLength > 0 && n >= int64(q.cfg.MaxLength) ||
+		q.srv.opts.MaxQueueBytes > 0 && n > 0 && q.bytes+int64(size) > q.srv.opts.MaxQueueBytes
+}
+
+func (q *queue) length() int64 {
+	return q.count[waiting] + q.count[delayed] + q.count[ready] + q.count[inFlight]
+}
+
+// store waits for room if that is the policy, then admits e. It returns the
+// ID of the message that e duplicates, if there is one.
+func (q *queue) store(ctx context.Context, g *gate, e *entry, generate bool) (duplicate string, err error) {
+	q.mu.Lock()
+	t := e.at
+	q.advance(t)
+	var w *waiter
+	for {
+		if q.deleted.Load() {
+			q.unlock()
+			return "", broker.ErrNotFound
+		}
+		if key, ok := q.dedupKey(&e.msg); ok {
+			if id, found := q.dedup.find(key, t); found {
+				q.passSpace()
+				q.unlock()
+				return id, nil
+			}
+		}
+		if !q.full(e.size) {
+			break
+		}
+		if q.refuses() {
+			n, bytes := q.length(), q.bytes
+			q.unlock()
+			return "", fmt.Errorf("%w: %d messages, %d bytes", broker.ErrFull, n, bytes)
+		}
+		if w == nil {
+			w = newWaiter()
+		}
+		q.space.push(w)
+		q.arm(t)
+		q.unlock()
+		g.enter()
+		select {
+		case <-w.token:
+		case <-ctx.Done():
+			err = broker.ContextError(ctx)
+		case <-g.closed:
+			err = broker.ErrClosed
+		}
+		g.leave()
+		q.mu.Lock()
+		if err != nil {
+			if w.queued {
+				q.space.remove(w)
+			} else {
+				q.passSpace()
+			}
+			q.unlock()
+			return "", err
+		}
+		t = now()
+		q.advance(t)
+	}
+	if generate {
+		e.msg.ID = q.ids.next(t)
+	}
+	if key, ok := q.dedupKey(&e.msg); ok {
+		q.dedup.add(key, e.msg.ID, t, q.srv.rules.caps.DedupWindow)
+	}
+	q.admit(e, t)
+	q.passSpace()
+	q.arm(t)
+	q.unlock()
+	return "", nil
+}
+
+// refuses tells whether Publish fails at the bound rather than waits: always
+// at a declared length.
+func (q *queue) refuses() bool { return q.cfg.MaxLength > 0 || q.srv.opts.WhenFull == Refuse }
+
+// passSpace wakes the next blocked publisher while there is room. q.mu is held.
+func (q *queue) passSpace() {
+	if q.space.n > 0 && !q.full(entryOverhead) {
+		q.woken.push(q.space.pop())
+	}
+}

@@ -1,0 +1,290 @@
+package memory
+
+import (
+	"time"
+
+	"github.com/queuestream/broker"
+)
+
+// An entry is one stored message together with the Delivery that hands it out
+// for the first time, so that storing and delivering cost one allocation. Once
+// it was handed out, its Delivery belongs to the program: giving the message
+// back makes a new entry.
+type entry struct {
+	msg  broker.Message // as stored; what a program does to d does not reach it
+	d    broker.Delivery
+	one  [1]*broker.Delivery // what Receive returns for a single delivery
+	copy []byte              // the room for d.Body, made with msg.Body; nil for large bodies
+
+	prev, next   *entry // in queue.fresh, or in the list of its holder
+	gprev, gnext *entry // in its group
+	group        *group // nil: none
+
+	at      int64  // accepted, UnixNano
+	due     int64  // not before, UnixNano; 0: now
+	expires int64  // UnixNano; 0: never
+	when    int64  // of the next event, while in queue.events
+	seq     uint64 // place in the queue
+
+	holder   *Consumer // while in flight
+	policy   *policy   // of the holder
+	pos      [2]int32  // 1 + index in the heaps byTime and byOrder
+	attempts int32     // deliveries so far
+	slot     int32     // in queue.slots, while in flight
+	size     int32     // counted for the queue's bound
+	state    state
+}
+
+type state uint8
+
+const (
+	waiting  state = iota // behind the head of its group
+	delayed               // not due
+	ready                 // can be received
+	inFlight              // held by a consumer
+	gone                  // in no queue
+)
+
+// entryOverhead is what a queue counts for a message on top of its bytes.
+const entryOverhead = 640
+
+// sharedCopy is the largest body whose stored and delivered copies share an allocation.
+const sharedCopy = 1024
+
+// newEntry copies m; the caller may change it afterwards.
+func newEntry(m *broker.Message, now int64) *entry {
+	e := &entry{msg: *m, at: now}
+	n := len(m.Body)
+	switch {
+	case n == 0:
+		e.msg.Body = nil
+	case n <= sharedCopy:
+		buf := make([]byte, 2*n)
+		copy(buf, m.Body)
+		e.msg.Body, e.copy = buf[:n:n], buf[n:]
+	default:
+		e.msg.Body = append([]byte(nil), m.Body...)
+	}
+	if len(m.Headers) > 0 {
+		e.msg.Headers = append(broker.Headers(nil), m.Headers...)
+	} else {
+		e.msg.Headers = nil
+	}
+	size := m.Size() + len(m.ID) + len(m.GroupID) + len(m.DedupID) + len(m.CorrelationID) + len(m.ReplyTo)
+	e.size = int32(min(size, 1<<30) + entryOverhead)
+	if m.TTL > 0 {
+		e.expires = now + int64(m.TTL)
+	}
+	if m.Delay > 0 {
+		e.due = now + int64(m.Delay)
+	}
+	return e
+}
+
+// again returns a new entry for the same message, since e was handed out.
+func (e *entry) again() *entry {
+	return &entry{
+		msg: e.msg, group: e.group, at: e.at, expires: e.expires, seq: e.seq,
+		attempts: e.attempts, size: e.size,
+	}
+}
+
+// open fills in the Delivery for one attempt.
+func (e *entry) open(c *Consumer, slot int32, lease int64) *broker.Delivery {
+	e.attempts++
+	e.holder, e.policy, e.slot, e.state = c, &c.h.policy, slot, inFlight
+	d := &e.d
+	d.Message = e.msg
+	if n := len(e.msg.Body); n > 0 {
+		if e.copy == nil {
+			e.copy = make([]byte, n)
+		}
+		copy(e.copy, e.msg.Body)
+		d.Body, e.copy = e.copy, nil
+	}
+	if len(e.msg.Headers) > 0 {
+		d.Headers = append(broker.Headers(nil), e.msg.Headers...)
+	}
+	d.Attempt = int(e.attempts)
+	d.Time = time.Unix(0, e.at)
+	d.Bind(c, uint64(slot), 0)
+	if lease != 0 {
+		d.SetLease(time.Unix(0, lease))
+	}
+	return d
+}
+
+// message returns a copy of what is stored, for Peek.
+func (e *entry) message() broker.Message {
+	m := e.msg
+	m.Body = append([]byte(nil), m.Body...)
+	m.Headers = append(broker.Headers(nil), m.Headers...)
+	return m
+}
+
+// An entryList is a doubly linked list through prev and next.
+type entryList struct{ head, tail *entry }
+
+func (l *entryList) pushBack(e *entry) {
+	e.prev, e.next = l.tail, nil
+	if l.tail == nil {
+		l.head = e
+	} else {
+		l.tail.next = e
+	}
+	l.tail = e
+}
+
+func (l *entryList) remove(e *entry) {
+	if e.prev == nil {
+		l.head = e.next
+	} else {
+		e.prev.next = e.next
+	}
+	if e.next == nil {
+		l.tail = e.prev
+	} else {
+		e.next.prev = e.prev
+	}
+	e.prev, e.next = nil, nil
+}
+
+// The two orders that entries are kept in by heaps.
+const (
+	byTime  = 0 // when, then seq
+	byOrder = 1 // the highest priority, then seq
+)
+
+// An entryHeap is a binary heap whose entries know their place.
+type entryHeap struct {
+	items []*entry
+	order int
+}
+
+func before(a, b *entry) bool {
+	if a.msg.Priority != b.msg.Priority {
+		return a.msg.Priority > b.msg.Priority
+	}
+	return a.seq < b.seq
+}
+
+func (h *entryHeap) less(a, b *entry) bool {
+	if h.order == byOrder {
+		return before(a, b)
+	}
+	if a.when != b.when {
+		return a.when < b.when
+	}
+	return a.seq < b.seq
+}
+
+func (h *entryHeap) top() *entry {
+	if len(h.items) == 0 {
+		return nil
+	}
+	return h.items[0]
+}
+
+func (h *entryHeap) has(e *entry) bool { return e.pos[h.order] != 0 }
+
+func (h *entryHeap) push(e *entry) {
+	h.items = append(h.items, e)
+	h.up(len(h.items) - 1)
+}
+
+func (h *entryHeap) remove(e *entry) {
+	i := int(e.pos[h.order]) - 1
+	if i < 0 {
+		return
+	}
+	last := len(h.items) - 1
+	moved := h.items[last]
+	h.items[last] = nil
+	h.items = h.items[:last]
+	e.pos[h.order] = 0
+	if i < last {
+		h.items[i] = moved
+		h.down(i)
+		h.up(int(moved.pos[h.order]) - 1)
+	}
+}
+
+func (h *entryHeap) up(i int) {
+	e := h.items[i]
+	for i > 0 {
+		parent := (i - 1) / 2
+		p := h.items[parent]
+		if !h.less(e, p) {
+			break
+		}
+		h.items[i] = p
+		p.pos[h.order] = int32(i + 1)
+		i = parent
+	}
+	h.items[i] = e
+	e.pos[h.order] = int32(i + 1)
+}
+
+func (h *entryHeap) down(i int) {
+	e := h.items[i]
+	for {
+		child := 2*i + 1
+		if child >= len(h.items) {
+			break
+		}
+		if r := child + 1; r < len(h.items) && h.less(h.items[r], h.items[child]) {
+			child = r
+		}
+		c := h.items[child]
+		if !h.less(c, e) {
+			break
+		}
+		h.items[i] = c
+		c.pos[h.order] = int32(i + 1)
+		i = child
+	}
+	h.items[i] = e
+	e.pos[h.order] = int32(i + 1)
+}
+
+// A group holds the entries of one GroupID in order. Its head alone may be
+// ready or delayed, and only while none of the group is in flight.
+type group struct {
+	id         string
+	head, tail *entry
+	open       *entry
+}
+
+func (g *group) pushBack(e *entry) {
+	e.gprev, e.gnext = g.tail, nil
+	if g.tail == nil {
+		g.head = e
+	} else {
+		g.tail.gnext = e
+	}
+	g.tail = e
+}
+
+func (g *group) pushFront(e *entry) {
+	e.gprev, e.gnext = nil, g.head
+	if g.head == nil {
+		g.tail = e
+	} else {
+		g.head.gprev = e
+	}
+	g.head = e
+}
+
+func (g *group) remove(e *entry) {
+	if e.gprev == nil {
+		g.head = e.gnext
+	} else {
+		e.gprev.gnext = e.gnext
+	}
+	if e.gnext == nil {
+		g.tail = e.gprev
+	} else {
+		e.gnext.gprev = e.gprev
+	}
+	e.gprev, e.gnext = nil, nil
+}

@@ -1,0 +1,192 @@
+package memory
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/queuestream/broker"
+)
+
+var (
+	_ broker.Queue    = (*Queue)(nil)
+	_ broker.Consumer = (*Consumer)(nil)
+)
+
+const adapter = "memory"
+
+// opError wraps err for the operation op on name; nil stays nil.
+func opError(op, name string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &broker.Error{Op: op, Adapter: adapter, Name: name, Err: err,
+		Temporary: errors.Is(err, broker.ErrFull) || errors.Is(err, broker.ErrUnavailable)}
+}
+
+// A Queue is one handle of a queue. It is safe for concurrent use.
+type Queue struct {
+	b       *Broker
+	q       *queue
+	caps    broker.QueueCapabilities
+	policy  policy
+	onClose func() error // of reply queues
+
+	gate      *gate
+	mu        sync.Mutex
+	isClosed  bool
+	consumers map[*Consumer]struct{}
+}
+
+// Name returns the queue's name.
+func (h *Queue) Name() string { return h.q.name }
+
+// Capabilities returns what this handle honours.
+func (h *Queue) Capabilities() broker.QueueCapabilities { return h.caps }
+
+// Publish stores a copy of m. At the queue's bound it waits or returns
+// ErrFull, as Options.WhenFull says.
+func (h *Queue) Publish(ctx context.Context, m broker.Message) (broker.Receipt, error) {
+	r, err := h.publish(ctx, &m)
+	if err != nil {
+		err = opError("publish", h.q.name, err)
+		if r.ID == "" {
+			r.ID = broker.NewID()
+		}
+	}
+	return r, err
+}
+
+func (h *Queue) publish(ctx context.Context, m *broker.Message) (broker.Receipt, error) {
+	r := broker.Receipt{ID: m.ID}
+	if ctx.Err() != nil {
+		return r, broker.ContextError(ctx)
+	}
+	if h.gate.ended() {
+		return r, broker.ErrClosed
+	}
+	if err := broker.ValidateMessage(m, &h.caps); err != nil {
+		return r, err
+	}
+	e := newEntry(m, now())
+	h.q.setDefaults(e)
+	var fault publishFault
+	if f := h.q.srv.faults; f != nil {
+		if fault = f.onPublish(); fault.err != nil {
+			return r, fault.err
+		}
+		e.due = max(e.due, fault.due(e.at))
+	}
+	first, err := h.q.store(ctx, h.gate, e, m.ID == "")
+	r.ID = e.msg.ID
+	if err == nil && first != "" {
+		if r.ID == "" {
+			r.ID = first
+		}
+		r.Duplicate = true
+	}
+	if err == nil && fault.loseAnswer {
+		err = broker.UnknownOutcome(broker.ErrUnavailable)
+	}
+	return r, err
+}
+
+// setDefaults applies the queue's own delay and time to live.
+func (q *queue) setDefaults(e *entry) {
+	if q.cfg.Delay > 0 && e.msg.Delay == 0 {
+		e.due = e.at + int64(q.cfg.Delay)
+	}
+	if ttl := q.cfg.TTL; e.expires == 0 && (ttl > 0 || q.srv.rules.retention > 0) {
+		if ttl == 0 {
+			ttl = q.srv.rules.retention
+		}
+		e.expires = e.at + int64(ttl)
+	}
+}
+
+// PublishBatch stores copies of ms in order, each on its own.
+func (h *Queue) PublishBatch(ctx context.Context, ms []broker.Message) ([]broker.Receipt, error) {
+	receipts := make([]broker.Receipt, len(ms))
+	var errs []error
+	for i := range ms {
+		var err error
+		if receipts[i], err = h.Publish(ctx, ms[i]); err != nil {
+			if errs == nil {
+				errs = make([]error, len(ms))
+			}
+			errs[i] = err
+		}
+	}
+	return receipts, broker.NewBatchError(errs)
+}
+
+// Consumer opens a consumer that competes with all others of the queue.
+// Nothing is handed out ahead of Receive, whatever Prefetch says.
+func (h *Queue) Consumer(ctx context.Context, opts *broker.ConsumerOptions) (broker.Consumer, error) {
+	c, err := h.consumer(ctx, opts)
+	if err != nil {
+		return nil, opError("consumer", h.q.name, err)
+	}
+	return c, nil
+}
+
+func (h *Queue) consumer(ctx context.Context, opts *broker.ConsumerOptions) (*Consumer, error) {
+	if err := broker.ContextError(ctx); err != nil {
+		return nil, err
+	}
+	if err := broker.ValidateConsumer(opts, &h.caps); err != nil {
+		return nil, err
+	}
+	c := &Consumer{h: h, q: h.q}
+	if h.caps.Lease {
+		c.lease = h.q.lease()
+		if opts != nil && opts.Lease > 0 {
+			c.lease = opts.Lease
+		}
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.isClosed {
+		return nil, broker.ErrClosed
+	}
+	if h.q.deleted.Load() {
+		return nil, broker.ErrNotFound
+	}
+	h.consumers[c] = struct{}{}
+	h.q.mu.Lock()
+	h.q.consumers++
+	h.q.mu.Unlock()
+	return c, nil
+}
+
+// lease is how long a delivery is held by default.
+func (q *queue) lease() time.Duration {
+	if q.cfg.Lease > 0 {
+		return q.cfg.Lease
+	}
+	return q.srv.rules.lease
+}
+
+// Close closes the handle and its consumers: blocked calls return ErrClosed
+// and what is unsettled goes back to the queue. It may be called again.
+func (h *Queue) Close() error {
+	h.mu.Lock()
+	if h.isClosed {
+		h.mu.Unlock()
+		return nil
+	}
+	h.isClosed = true
+	close(h.gate.closed)
+	cs := h.consumers
+	h.consumers = nil
+	h.mu.Unlock()
+	for c := range cs {
+		c.shut(broker.ErrClosed)
+	}
+	h.b.forget(h)
+	if h.onClose != nil {
+		return h.onClose()
+	}
+	return nil
+}
