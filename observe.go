@@ -77,6 +77,21 @@ func newObserver(source, group string, fn func(context.Context, Observation), lo
 	return observer{source: source, group: group, fn: fn, log: log.With(attrs...)}
 }
 
+// now returns the time, if anyone will ask how long something took.
+func (b *observer) now() time.Time {
+	if b.fn == nil {
+		return time.Time{}
+	}
+	return time.Now()
+}
+
+func since(t time.Time) time.Duration {
+	if t.IsZero() {
+		return 0
+	}
+	return time.Since(t)
+}
+
 func (b *observer) observe(ctx context.Context, o Observation) {
 	o.Source, o.Group = b.source, b.group
 	level := slog.LevelDebug

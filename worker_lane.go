@@ -29,9 +29,9 @@ func (r *workerRun) handle(jobs []*job) {
 	}
 	c := &r.w.counters
 	c.running.Add(1)
-	began := time.Now()
+	began := r.observer.now()
 	err := r.call(ctx, jobs)
-	took := time.Since(began)
+	took := since(began)
 	c.running.Add(-1)
 	r.keeper.stop(jobs)
 	for i, j := range jobs {

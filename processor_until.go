@@ -1,0 +1,177 @@
+package broker
+
+import (
+	"context"
+	"time"
+)
+
+const untilInterval = 500 * time.Millisecond
+
+// bounds are where a Processor with Until ends.
+type bounds struct {
+	offsets map[int32]Offset // exclusive, of each partition; nil: there are none
+	time    time.Time        // or the first record at or after this
+	all     []int32          // partitions
+}
+
+// resolveUntil fixes the end as of now.
+func (r *processorRun) resolveUntil(ctx context.Context) error {
+	if r.p.Until.IsZero() {
+		return nil
+	}
+	parts, err := r.p.Stream.Partitions(ctx)
+	if err != nil {
+		return err
+	}
+	r.until = bounds{}
+	for _, p := range parts {
+		r.until.all = append(r.until.all, p.ID)
+	}
+	switch r.p.Until.Kind() {
+	case PositionTime:
+		r.until.time = r.p.Until.Time()
+	default:
+		r.until.offsets = map[int32]Offset{}
+		for _, p := range parts {
+			r.until.offsets[p.ID] = p.Next
+			if r.p.Until.Kind() == PositionOffset {
+				r.until.offsets[p.ID] = r.p.Until.Offset()
+			}
+		}
+	}
+	return nil
+}
+
+// beyond tells whether rec is at or after the end.
+func (b *bounds) beyond(rec *Record) bool {
+	if !b.time.IsZero() {
+		return !rec.Time().Before(b.time)
+	}
+	if b.offsets == nil {
+		return false
+	}
+	end, ok := b.offsets[rec.Partition]
+	return !ok || rec.offset.Compare(end) >= 0 // a partition added since has nothing before the end
+}
+
+// last tells whether rec is known to be the last one before the end.
+func (b *bounds) last(rec *Record) bool {
+	end, ok := b.offsets[rec.Partition]
+	if !ok {
+		return false
+	}
+	e, ok1 := end.Int64()
+	n, ok2 := rec.offset.Int64()
+	return ok1 && ok2 && n+1 >= e
+}
+
+// position returns the end of a partition for Read.
+func (b *bounds) position(partition int32) Position {
+	if !b.time.IsZero() {
+		return AtTime(b.time)
+	}
+	return AtOffset(b.offsets[partition])
+}
+
+func (r *processorRun) kickUntil() {
+	select {
+	case r.check <- struct{}{}:
+	default:
+	}
+}
+
+// untilLoop ends the run once the group has come to the end everywhere: here,
+// where the window of a partition that reached it is empty, or by the commits
+// of other members. The end itself may hold no record (it was compacted away,
+// or is a transaction's marker), so where no record arrives it looks ahead.
+func (r *processorRun) untilLoop() {
+	arrivals := map[int32]int64{}
+	for r.ctx.Err() == nil {
+		done, err := r.allReached(arrivals)
+		switch {
+		case err != nil && r.ctx.Err() == nil && !IsTemporary(err):
+			r.fail(err)
+			return
+		case err != nil:
+			r.receiveFailed(r.ctx, err)
+		case done:
+			r.stop(errReached)
+			return
+		}
+		timer := time.NewTimer(untilInterval)
+		select {
+		case <-r.ctx.Done():
+		case <-r.check:
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
+func (r *processorRun) allReached(arrivals map[int32]int64) (bool, error) {
+	var ask []int32
+	from := map[int32]*Record{}
+	busy := false
+	r.mu.Lock()
+	for _, id := range r.until.all {
+		pt := r.parts[id]
+		switch {
+		case pt == nil || pt.gone:
+			ask = append(ask, id)
+		case pt.window.len() > 0:
+			busy = true
+		case pt.reached:
+		case arrivals[id] != pt.arrivals:
+			busy = true
+		default:
+			ask = append(ask, id)
+			from[id] = pt.lastReceived
+		}
+		if pt != nil {
+			arrivals[id] = pt.arrivals
+		}
+	}
+	r.mu.Unlock()
+	if busy || len(ask) == 0 {
+		return !busy, nil
+	}
+	lags, err := r.p.Stream.Lag(r.ctx, r.p.Group)
+	if err != nil {
+		return false, err
+	}
+	committed := map[int32]Offset{}
+	for _, l := range lags {
+		if l.HasCommit {
+			committed[l.Partition] = l.Committed
+		}
+	}
+	for _, id := range ask {
+		start, after := r.p.Start, from[id]
+		switch c, ok := committed[id]; {
+		case after != nil:
+			start = AtOffset(after.offset)
+		case ok:
+			start = AtOffset(c)
+		}
+		if reached, err := r.nothingLeft(r.ctx, id, start, after); err != nil || !reached {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+// nothingLeft reads ahead, at most two records, to see whether there is one
+// after the record after and before the end.
+func (r *processorRun) nothingLeft(ctx context.Context, id int32, start Position, after *Record) (bool, error) {
+	for rec, err := range r.p.Stream.Read(ctx, Range{
+		From: start, Until: r.until.position(id), Partitions: []int32{id}, ReadCommitted: r.p.ReadCommitted,
+	}) {
+		if err != nil {
+			return false, err
+		}
+		if after == nil || rec.offset.Compare(after.offset) > 0 {
+			return false, nil
+		}
+	}
+	return true, nil
+}

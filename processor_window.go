@@ -1,0 +1,505 @@
+package broker
+
+import (
+	"context"
+	"hash/maphash"
+	"sync"
+	"time"
+)
+
+// A processorRun is one Run of a Processor: a scheduler of records on lanes.
+type processorRun struct {
+	p          *Processor
+	observer   observer
+	chain      HandlerFunc
+	lanes      int
+	maxBatch   int // 0: one by one
+	maxWindow  int // of a partition
+	receiveMax int
+	interval   time.Duration // of commits
+	seed       maphash.Seed
+	until      bounds
+
+	ctx    context.Context // ends the fetching
+	stop   context.CancelCauseFunc
+	base   context.Context // of handlers; outlives Run's
+	cancel context.CancelCauseFunc
+
+	wg         sync.WaitGroup // lanes
+	background sync.WaitGroup
+	wake       chan struct{} // a token for the commit loop
+	check      chan struct{} // a token for the until loop
+
+	pausing sync.Mutex // held while the consumer is told to pause or resume; taken before mu
+
+	mu       sync.Mutex
+	cond     *sync.Cond // something is ready, or the lanes are to end
+	consumer GroupConsumer
+	parts    map[int32]*partition
+	ready    fifo[*task]
+	inHand   int  // tasks ready, running, waiting or in back-off
+	waiting  int  // lanes that wait
+	hurry    bool // batches do not wait to fill: something drains
+	closing  bool
+	failure  error
+	due      time.Time // of the next commit; zero: none
+	idle     bool      // due was moved up since nothing is in hand
+}
+
+// A partition is one assignment and the window of its records.
+type partition struct {
+	id         int32
+	assignment *Assignment
+	ctx        context.Context
+	cancel     context.CancelCauseFunc
+	window     fifo[*task]      // not done, or done behind one that is not; in order of offset
+	tails      map[uint64]*task // the last task of each key in hand
+	active     int              // tasks ready or running
+
+	last         *Record   // the end of the done prefix, to be committed
+	uncommitted  int       // records of that prefix
+	since        time.Time // when the first of them was received
+	committing   int       // records of the commit that is under way
+	committingAt time.Time // when the first of them was received
+	committed    Offset
+	hasCommitted bool
+	received     Offset
+	lastReceived *Record
+	arrivals     int64
+
+	paused   bool // the window is full
+	told     bool // the consumer has been told to pause; guarded by pausing as well
+	reached  bool // Until
+	draining bool
+	gone     bool          // revoked, lost or drained
+	quiet    chan struct{} // closed when a draining partition has nothing active
+}
+
+// A task is a record in the window.
+type task struct {
+	r       *Record
+	part    *partition
+	at      time.Time
+	next    *task // of the same key
+	hash    uint64
+	attempt int
+	keyed   bool
+	state   taskState
+	cause   error // it was rejected with: only the dead-lettering is left to do
+	timer   *time.Timer
+}
+
+type taskState uint8
+
+const (
+	taskWaiting taskState = iota // behind another of its key
+	taskReady
+	taskRunning
+	taskBackoff
+	taskDone
+	taskDropped // its partition is going, and it was not begun
+)
+
+func newProcessorRun(ctx context.Context, p *Processor) *processorRun {
+	r := &processorRun{
+		p: p, observer: newObserver(p.Stream.Name(), p.Group, p.Observe, p.Logger),
+		lanes: p.Concurrency, maxWindow: p.MaxWindow, interval: p.CommitInterval,
+		seed: maphash.MakeSeed(), parts: map[int32]*partition{},
+		wake: make(chan struct{}, 1), check: make(chan struct{}, 1),
+	}
+	if r.lanes == 0 {
+		r.lanes = defaultConcurrency
+	}
+	if r.maxWindow == 0 {
+		r.maxWindow = max(defaultMaxWindow, p.MaxBatch)
+	}
+	if r.interval == 0 {
+		r.interval = defaultCommitInterval
+	}
+	if p.BatchHandler != nil {
+		if r.maxBatch = p.MaxBatch; r.maxBatch == 0 {
+			r.maxBatch = min(defaultMaxBatch, r.maxWindow)
+		}
+	}
+	r.receiveMax = min(maxReceive, max(1, r.maxWindow/4))
+	r.chain = func(ctx context.Context, in Incoming) error { return p.Handler(ctx, in.(*Record)) }
+	if len(p.Middleware) > 0 {
+		r.chain = restoring(Chain(r.chain, p.Middleware...))
+	}
+	r.cond = sync.NewCond(&r.mu)
+	r.ctx, r.stop = context.WithCancelCause(ctx)
+	r.base, r.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	return r
+}
+
+// count returns the records done or in hand beyond the commit.
+func (pt *partition) count() int { return pt.window.len() + pt.uncommitted + pt.committing }
+
+// oldest returns when the oldest of them was received; zero if there is none.
+func (pt *partition) oldest() time.Time {
+	switch {
+	case pt.committing > 0:
+		return pt.committingAt
+	case pt.uncommitted > 0:
+		return pt.since
+	case pt.window.len() > 0:
+		return pt.window.peek().at
+	}
+	return time.Time{}
+}
+
+// dispatch puts records in their partitions' windows and wakes lanes.
+func (r *processorRun) dispatch(rs []*Record) {
+	now := time.Now()
+	slab := make([]task, len(rs))
+	pause := false
+	r.p.counters.received.Add(int64(len(rs)))
+	r.mu.Lock()
+	for i, rec := range rs {
+		pt := r.partitionOf(rec)
+		if pt == nil {
+			continue
+		}
+		pt.arrivals++
+		if pt.reached {
+			continue
+		}
+		if r.until.beyond(rec) {
+			pt.reached = true
+			pause = true
+			r.kickUntil()
+			continue
+		}
+		t := &slab[i]
+		*t = task{r: rec, part: pt, at: now, keyed: len(rec.Key) > 0}
+		pt.received, pt.lastReceived = rec.offset, rec
+		pt.window.push(t)
+		r.inHand++
+		r.line(t)
+		if r.until.last(rec) {
+			pt.reached = true
+			pause = true
+		}
+		if !pt.paused && r.full(pt, now) {
+			pt.paused = true
+			pause = true
+		}
+	}
+	if n := min(r.waiting, r.ready.len()); n > 1 {
+		r.cond.Broadcast()
+	} else if n == 1 {
+		r.cond.Signal()
+	}
+	r.mu.Unlock()
+	if pause {
+		r.tellPauses()
+	}
+}
+
+// tellPauses makes the consumer pause and resume as the windows ask. r.mu is
+// not held while the consumer is called, so that its callbacks can run.
+func (r *processorRun) tellPauses() {
+	r.pausing.Lock()
+	defer r.pausing.Unlock()
+	var pause, resume []int32
+	r.mu.Lock()
+	for _, pt := range r.parts {
+		want := pt.paused || pt.reached
+		if pt.gone || want == pt.told {
+			continue
+		}
+		if pt.told = want; want {
+			pause = append(pause, pt.id)
+		} else {
+			resume = append(resume, pt.id)
+		}
+	}
+	r.mu.Unlock()
+	if len(pause) > 0 {
+		r.consumer.Pause(pause...)
+	}
+	if len(resume) > 0 {
+		r.consumer.Resume(resume...)
+	}
+}
+
+// full tells whether another Receive could overfill the window.
+func (r *processorRun) full(pt *partition, now time.Time) bool {
+	if pt.count()+r.receiveMax > r.maxWindow {
+		return true
+	}
+	return r.p.MaxAge > 0 && now.Sub(pt.oldest()) > r.p.MaxAge && pt.count() > 0
+}
+
+// partitionOf returns the partition that rec belongs to, or nil if the
+// assignment that it was read for is gone.
+func (r *processorRun) partitionOf(rec *Record) *partition {
+	pt := r.parts[rec.Partition]
+	if rec.assignment.Ended() {
+		return nil
+	}
+	if pt != nil && pt.assignment == rec.assignment {
+		if pt.gone || pt.draining {
+			return nil
+		}
+		return pt
+	}
+	if r.hurry && r.ctx.Err() != nil { // the whole run drains
+		return nil
+	}
+	if pt != nil { // assigned anew, and nobody told
+		r.drop(pt, ErrFenced)
+	}
+	pt = &partition{id: rec.Partition, assignment: rec.assignment, tails: map[uint64]*task{}}
+	pt.ctx, pt.cancel = context.WithCancelCause(r.base)
+	r.parts[rec.Partition] = pt
+	return pt
+}
+
+// line puts a new task in line behind the last one of its key.
+func (r *processorRun) line(t *task) {
+	if t.keyed {
+		t.hash = maphash.Bytes(r.seed, t.r.Key)
+		if tail := t.part.tails[t.hash]; tail != nil {
+			tail.next = t
+			t.part.tails[t.hash] = t
+			return
+		}
+		t.part.tails[t.hash] = t
+	}
+	r.makeReady(t)
+}
+
+func (r *processorRun) makeReady(t *task) {
+	t.state = taskReady
+	t.part.active++
+	r.ready.push(t)
+}
+
+// begin takes a ready task, or nil if there is none.
+func (r *processorRun) begin() *task {
+	for r.ready.len() > 0 {
+		t := r.ready.pop()
+		if t.state != taskReady {
+			continue
+		}
+		if t.part.assignment.Ended() {
+			r.drop(t.part, ErrFenced)
+			continue
+		}
+		t.state = taskRunning
+		return t
+	}
+	return nil
+}
+
+// finish notes that a running task is done and moves the prefix.
+func (r *processorRun) finish(t *task) {
+	pt := t.part
+	r.leave(t)
+	if pt.gone {
+		return
+	}
+	t.state = taskDone
+	r.inHand--
+	if t.keyed {
+		switch next := t.next; {
+		case next == nil:
+			if pt.tails[t.hash] == t {
+				delete(pt.tails, t.hash)
+			}
+		case next.state == taskWaiting:
+			r.makeReady(next)
+			r.signal()
+		}
+	}
+	for pt.window.len() > 0 && pt.window.peek().state == taskDone {
+		d := pt.window.pop()
+		if pt.uncommitted == 0 {
+			pt.since = d.at
+		}
+		pt.last = d.r
+		pt.uncommitted++
+	}
+	r.quietIf(pt)
+	if pt.uncommitted > 0 {
+		r.scheduleCommit(pt)
+	}
+	if pt.reached && pt.window.len() == 0 {
+		r.kickUntil()
+	}
+}
+
+// leave counts a task as neither ready nor running any more.
+func (r *processorRun) leave(t *task) { t.part.active-- }
+
+// later runs a task again after d; it blocks its key meanwhile.
+func (r *processorRun) later(t *task, d time.Duration) {
+	pt := t.part
+	for n := t.next; n != nil && n.state == taskRunning; n = n.next {
+		n.state = taskWaiting // of the same batch: they come after it again
+		r.leave(n)
+	}
+	r.leave(t)
+	if pt.gone {
+		return
+	}
+	t.state = taskBackoff
+	if !pt.draining {
+		t.timer = time.AfterFunc(d, func() { r.again(t) })
+	}
+	r.quietIf(pt)
+}
+
+func (r *processorRun) again(t *task) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if t.state == taskBackoff && !t.part.gone && !t.part.draining {
+		r.makeReady(t)
+		r.signal()
+	}
+}
+
+func (r *processorRun) signal() {
+	if r.waiting > 0 {
+		r.cond.Signal()
+	}
+}
+
+// quiesce drops what was not begun, but for what lies before something begun
+// or done: without that, it would be done again by the next owner. The channel
+// is closed once nothing is active.
+func (r *processorRun) quiesce(parts []*partition) <-chan struct{} {
+	done := make(chan struct{})
+	var waits []chan struct{}
+	r.hurry = true
+	for _, pt := range parts {
+		if pt.gone {
+			continue
+		}
+		pt.draining = true
+		tasks := pt.window.items[pt.window.head:]
+		end := len(tasks)
+		for end > 0 && tasks[end-1].state != taskDone && tasks[end-1].state != taskRunning {
+			t := tasks[end-1]
+			if t.state == taskReady {
+				r.leave(t)
+			}
+			r.discard(t)
+			end--
+		}
+		clear(tasks[end:])
+		pt.window.items = pt.window.items[:pt.window.head+end]
+		if pt.quiet == nil {
+			pt.quiet = make(chan struct{})
+		}
+		waits = append(waits, pt.quiet)
+		r.quietIf(pt)
+	}
+	r.cond.Broadcast()
+	go func() {
+		for _, w := range waits {
+			<-w
+		}
+		close(done)
+	}()
+	return done
+}
+
+func (r *processorRun) discard(t *task) {
+	if t.state == taskDone || t.state == taskDropped {
+		return
+	}
+	if t.timer != nil {
+		t.timer.Stop()
+	}
+	if t.state != taskRunning {
+		t.state = taskDropped
+	}
+	r.inHand--
+}
+
+// quietIf tells those that wait for a draining partition. What is in back-off,
+// and what waits behind it, is left to the next owner.
+func (r *processorRun) quietIf(pt *partition) {
+	if pt.quiet != nil && pt.active == 0 {
+		select {
+		case <-pt.quiet:
+		default:
+			close(pt.quiet)
+		}
+	}
+}
+
+// drop forgets a partition; its handlers' contexts end with cause.
+func (r *processorRun) drop(pt *partition, cause error) {
+	if pt.gone {
+		return
+	}
+	pt.gone = true
+	for pt.window.len() > 0 {
+		t := pt.window.pop()
+		if t.state == taskReady {
+			r.leave(t)
+		}
+		r.discard(t)
+	}
+	pt.tails, pt.last, pt.uncommitted, pt.committing, pt.lastReceived = nil, nil, 0, 0, nil
+	pt.cancel(cause)
+	pt.active = 0 // handlers still running count no more
+	r.quietIf(pt)
+}
+
+// revoked hands partitions over: it drains them and commits.
+func (r *processorRun) revoked(ctx context.Context, ids []int32) {
+	r.mu.Lock()
+	parts := r.held(ids)
+	quiet := r.quiesce(parts)
+	r.mu.Unlock()
+	timeout := r.p.DrainTimeout
+	if timeout == 0 {
+		timeout = defaultDrainTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	select {
+	case <-quiet:
+	case <-ctx.Done():
+	}
+	if err := r.commit(ctx, parts); err != nil {
+		r.commitFailed(ctx, parts, err)
+	}
+	r.mu.Lock()
+	for _, pt := range parts {
+		r.drop(pt, ErrFenced)
+	}
+	r.hurry = r.ctx.Err() != nil
+	r.mu.Unlock()
+	r.p.counters.revoked.Add(int64(len(ids)))
+	for _, id := range ids {
+		r.observer.observe(ctx, Observation{Kind: ObservedRevoked, Partition: id, Count: 1})
+	}
+}
+
+// lost gives partitions up: nothing can be committed any more.
+func (r *processorRun) lost(ids []int32) {
+	r.mu.Lock()
+	for _, pt := range r.held(ids) {
+		r.drop(pt, ErrFenced)
+	}
+	r.mu.Unlock()
+	r.p.counters.lost.Add(int64(len(ids)))
+	for _, id := range ids {
+		r.observer.observe(r.base, Observation{Kind: ObservedLost, Partition: id, Count: 1})
+	}
+}
+
+func (r *processorRun) held(ids []int32) []*partition {
+	var parts []*partition
+	for _, id := range ids {
+		if pt := r.parts[id]; pt != nil && !pt.gone {
+			parts = append(parts, pt)
+		}
+	}
+	return parts
+}
