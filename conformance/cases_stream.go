@@ -7,6 +7,7 @@ func streamCases() map[int]StreamCase {
 	all := map[int]StreamCase{}
 	for _, group := range []map[int]StreamCase{
 		streamDelivery, streamOrder, streamReplay, streamCommit, streamGroups, streamRetention,
+		streamTransactions,
 	} {
 		maps.Copy(all, group)
 	}

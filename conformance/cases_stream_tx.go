@@ -70,7 +70,12 @@ func (r *streamRun) transactorOf(b broker.Broker, id string) broker.Transactor {
 	defer cancel()
 	tr, err := t.Transactor(ctx, id)
 	r.Must(err, "open the transactor %q", id)
-	r.track("transactor", tr.Close)
+	r.track("transactor", func() error {
+		if err := tr.Close(); !errors.Is(err, broker.ErrFenced) {
+			return err
+		}
+		return nil
+	})
 	return tr
 }
 
@@ -366,9 +371,6 @@ func (k *streamCopier) run(ctx context.Context, fate func() copyFate) {
 		if err := m.closeErr(); err != nil {
 			r.Errorf("%s: leave: %v", k.name, err)
 		}
-		if err := tr.Close(); err != nil && !errors.Is(err, broker.ErrFenced) {
-			r.Errorf("%s: close the transactor: %v", k.name, err)
-		}
 	}()
 	for ctx.Err() == nil {
 		rs, err := k.poll(ctx, m)
@@ -423,6 +425,7 @@ func (k *streamCopier) copy(tr broker.Transactor, m *streamMember, to broker.Str
 	case copierRollsBack:
 		return true, tx.Rollback(ctx)
 	}
+	m.processed(rs...)
 	if err = tx.Commit(ctx); err != nil {
 		return true, k.abort(ctx, tx, err)
 	}

@@ -34,7 +34,7 @@ func CheckStream(h *StreamHistory) []Violation {
 		events: h.snapshot(),
 		values: map[string]*streamValue{},
 		slots:  map[streamSlot]string{},
-		txs:    map[string]*streamTx{},
+		txs:    map[string]*sentTx{},
 		last:   map[int32]broker.Offset{},
 	}
 	c.collect()
@@ -54,7 +54,7 @@ type streamCheck struct {
 	values map[string]*streamValue
 	order  []string // of values, as first met
 	slots  map[streamSlot]string
-	txs    map[string]*streamTx
+	txs    map[string]*sentTx
 	last   map[int32]broker.Offset // highest read
 
 	all, committed ranking // what readers of either isolation must not skip
@@ -78,7 +78,7 @@ type streamValue struct {
 	readCommitted bool // by a reader of committed records
 }
 
-type streamTx struct {
+type sentTx struct {
 	values  []string
 	who     string
 	ended   bool
@@ -101,10 +101,10 @@ func (c *streamCheck) value(v string) *streamValue {
 	return sv
 }
 
-func (c *streamCheck) tx(id string) *streamTx {
+func (c *streamCheck) tx(id string) *sentTx {
 	t := c.txs[id]
 	if t == nil {
-		t = &streamTx{outcome: OutcomeInfo}
+		t = &sentTx{outcome: OutcomeInfo}
 		c.txs[id] = t
 	}
 	return t
