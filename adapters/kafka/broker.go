@@ -108,7 +108,7 @@ func (b *Broker) openStream(ctx context.Context, name string, opts *broker.Strea
 			return nil, err
 		}
 	}
-	s := &Stream{b: b, topic: t, caps: c}
+	s := &Stream{b: b, topic: t, caps: c, count: t.partitions}
 	return s, b.add(s)
 }
 

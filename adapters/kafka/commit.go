@@ -167,6 +167,7 @@ func (c *GroupConsumer) stored(t target) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	t.hold.committed = max(t.hold.committed, t.next)
+	t.hold.base = t.hold.committed
 }
 
 // send commits once and returns the answer for each partition.

@@ -45,6 +45,7 @@ type hold struct {
 	moved     uint64 // when it was
 	next      int64  // after the last record handed out; negative: none was
 	committed int64  // the highest stored since start; negative: nothing
+	base      int64  // where the group resumes: start, or what was stored since; negative: ask the broker
 	revoking  bool
 }
 
@@ -305,7 +306,7 @@ func (c *GroupConsumer) onAssigned(_ context.Context, _ *kgo.Client, m map[strin
 	c.mu.Lock()
 	c.seq++
 	for _, p := range ps {
-		h := &hold{c: c, start: -1, moved: c.seq, next: -1, committed: -1}
+		h := &hold{c: c, start: -1, moved: c.seq, next: -1, committed: -1, base: -1}
 		h.a = &broker.Assignment{Stream: c.s.topic.name, Group: c.group, Partition: p, State: h}
 		if c.closed.Load() {
 			h.a.End()
@@ -325,7 +326,7 @@ func (c *GroupConsumer) onStart(_ context.Context, m map[string]map[int32]kgo.Of
 	for p, o := range m[c.s.topic.name] {
 		if h := c.holds[p]; h != nil && h.start < 0 {
 			h.start = o.EpochOffset().Offset
-			h.committed = h.start
+			h.committed, h.base = h.start, h.start
 		}
 	}
 	return m, nil
@@ -428,15 +429,18 @@ func (c *GroupConsumer) Close() error {
 	return c.closeErr
 }
 
-// moveTo sets the position of a hold; what was fetched before is dropped, and
-// the next commit may go backwards.
-func (c *GroupConsumer) moveTo(h *hold, n int64) {
+// moveTo sets the position of a hold; what was fetched before is dropped. back
+// lets the next commit go backwards.
+func (c *GroupConsumer) moveTo(h *hold, n int64, back bool) {
 	c.mu.Lock()
 	if c.holds[h.a.Partition] != h {
 		c.mu.Unlock()
 		return
 	}
-	h.moved, h.start, h.next, h.committed = math.MaxUint64, n, n, -1 // until the client has moved
+	h.moved, h.start, h.next, h.base = math.MaxUint64, n, n, n // until the client has moved
+	if back {
+		h.committed = -1
+	}
 	c.mu.Unlock()
 	c.client.SetOffsets(map[string]map[int32]kgo.EpochOffset{
 		c.s.topic.name: {h.a.Partition: {Epoch: -1, Offset: n}},

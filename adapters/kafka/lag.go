@@ -51,11 +51,11 @@ func (s *Stream) lag(ctx context.Context, group string) ([]broker.PartitionLag, 
 		}
 		out = append(out, l)
 	}
-	return out, s.count(ctx, out, spans, committedOnly)
+	return out, s.countRecords(ctx, out, spans, committedOnly)
 }
 
-// count replaces distances by numbers of records, as far as one fetch shows.
-func (s *Stream) count(ctx context.Context, lags []broker.PartitionLag, spans []*span, committed bool) error {
+// countRecords replaces distances by numbers of records, as far as one fetch shows.
+func (s *Stream) countRecords(ctx context.Context, lags []broker.PartitionLag, spans []*span, committed bool) error {
 	if len(spans) == 0 {
 		return nil
 	}

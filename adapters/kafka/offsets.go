@@ -120,7 +120,7 @@ type stored struct {
 // storedOffsets returns what group has stored, without the partitions where it
 // has nothing.
 func (s *Stream) storedOffsets(ctx context.Context, group string) (map[int32]stored, error) {
-	all, err := s.b.admin.FetchOffsetsForTopics(ctx, group, s.topic.name)
+	all, err := s.b.admin.FetchOffsetsForTopics(kadm.RequireStable(ctx), group, s.topic.name)
 	if err != nil {
 		return nil, bounded(ctx, authError(err))
 	}
@@ -153,20 +153,21 @@ func (c *GroupConsumer) Seek(ctx context.Context, partition int32, to broker.Pos
 	return fail("seek", c.s.topic.name, err)
 }
 
-// seek moves the position of h. check refuses an offset outside the log.
-func (c *GroupConsumer) seek(ctx context.Context, h *hold, to broker.Position, check bool) error {
+// seek moves the position of h: asked for by the program, which may move back
+// what is stored and must not leave the log, or to set a position again.
+func (c *GroupConsumer) seek(ctx context.Context, h *hold, to broker.Position, asked bool) error {
 	p := h.a.Partition
 	n, err := c.resolve(ctx, p, to)
 	if err != nil {
 		return err
 	}
 	if n < 0 {
-		if check {
+		if asked {
 			return outOfRange(to, p)
 		}
 		n, _ = to.Offset().Int64()
 	}
-	c.moveTo(h, n)
+	c.moveTo(h, n, asked)
 	return nil
 }
 

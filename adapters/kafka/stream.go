@@ -17,6 +17,7 @@ type Stream struct {
 
 	mu      sync.Mutex
 	members map[*GroupConsumer]struct{}
+	count   int // partitions, as far as known
 	closed  bool
 }
 
@@ -50,7 +51,7 @@ func (s *Stream) publish(ctx context.Context, rs []broker.Record) ([]broker.Rece
 	}
 	defer s.b.end()
 	f := newFlight(ctx, len(rs))
-	s.fill(f, rs, newCopyBody(ctx, bodies(rs)))
+	s.fill(ctx, s.b.client, f, rs, newCopyBody(ctx, bodies(rs)))
 	f.run(ctx, s.b.client)
 	var errs []error
 	for i := range rs {
@@ -84,15 +85,16 @@ func bodies(rs []broker.Record) int {
 }
 
 // fill translates records; one that is not valid gets its error and stays.
-func (s *Stream) fill(f *flight, rs []broker.Record, cp *copyBody) {
+func (s *Stream) fill(ctx context.Context, client *kgo.Client, f *flight, rs []broker.Record, cp *copyBody) {
 	for i := range rs {
 		r, it := &rs[i], &f.items[i]
 		if it.err = broker.ValidateRecord(r, &s.caps); it.err != nil {
 			continue
 		}
-		if r.Pin && int(r.Partition) >= s.partitions() {
-			it.err = broker.Invalid("Partition %d: want 0 to %d", r.Partition, s.partitions()-1)
-			continue
+		if r.Pin {
+			if it.err = s.hasPartition(ctx, client, r.Partition); it.err != nil {
+				continue
+			}
 		}
 		out := &it.rec
 		out.Topic, it.pin = s.topic.name, r.Pin
@@ -112,11 +114,35 @@ func (s *Stream) fill(f *flight, rs []broker.Record, cp *copyBody) {
 	}
 }
 
-// partitions returns how many the client knows of by now, which follows growth.
-func (s *Stream) partitions() int {
+// hasPartition tells whether partition p exists, looking again for one beyond
+// those known, since streams grow.
+func (s *Stream) hasPartition(ctx context.Context, client *kgo.Client, p int32) error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.topic.partitions
+	n := s.count
+	s.mu.Unlock()
+	if int(p) < n {
+		return nil
+	}
+	t, err := s.b.describe(ctx, s.topic.name)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.count = t.partitions
+	s.mu.Unlock()
+	if int(p) >= t.partitions {
+		return broker.Invalid("Partition %d: want 0 to %d", p, t.partitions-1)
+	}
+	// The client has to know it too, unless it does not know the topic yet.
+	return await(ctx, func() (bool, error) {
+		leads, _, err := client.PartitionLeader(s.topic.name, p)
+		first, _, _ := client.PartitionLeader(s.topic.name, 0) //nolint:errcheck // only whether it is known
+		if err == nil && (leads >= 0 || first < 0) {
+			return true, nil
+		}
+		client.ForceMetadataRefresh()
+		return false, nil
+	})
 }
 
 // begin counts a call unless the stream is closed or ctx has ended.
