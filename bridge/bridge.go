@@ -118,6 +118,10 @@ func (rt *Route) Lag(ctx context.Context) ([]broker.PartitionLag, error) {
 	return rt.Source.Lag(ctx, orDefault(rt.Group, "bridge-"+rt.Name))
 }
 
+// sameGroupBatch is how many records a lane takes at once with BatchSameGroup,
+// what a request to SQS holds.
+const sameGroupBatch = 10
+
 func (rt *Route) newProcessor() *broker.Processor {
 	p := &broker.Processor{
 		Stream:        rt.Source,
@@ -133,7 +137,11 @@ func (rt *Route) newProcessor() *broker.Processor {
 		DrainTimeout:  rt.DrainTimeout,
 		Logger:        rt.Logger,
 	}
-	p.Handler = rt.handle
+	if rt.BatchSameGroup {
+		p.BatchHandler, p.MaxBatch = rt.handleBatch, sameGroupBatch
+	} else {
+		p.Handler = rt.handle
+	}
 	if rt.RateLimit > 0 {
 		p.Middleware = append([]broker.Middleware{broker.RateLimit(rt.RateLimit)}, p.Middleware...)
 	}
@@ -142,6 +150,9 @@ func (rt *Route) newProcessor() *broker.Processor {
 	}
 	rt.mu.Lock()
 	defer rt.mu.Unlock()
+	if rt.processor != nil {
+		rt.received += rt.processor.Stats().Received
+	}
 	rt.processor = p
 	rt.applyPause(p)
 	return p

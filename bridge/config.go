@@ -55,7 +55,7 @@ type TargetConfig struct {
 // one has the default that its comment tells.
 type TaskConfig struct {
 	Body        string            `yaml:"body"`  // default: the value; a result that is no string is encoded as JSON
-	Group       string            `yaml:"group"` // default: the key, else the partition, where the queue has groups
+	Group       string            `yaml:"group"` // default: the key, else a group of its own, where the queue has groups
 	Dedup       string            `yaml:"dedup"` // default: a hash of the coordinates, where the queue deduplicates
 	Delay       string            `yaml:"delay"` // a duration such as 5m
 	Priority    string            `yaml:"priority"`
@@ -78,7 +78,7 @@ type TooLargeConfig struct {
 	Store  string `yaml:"store"`  // of claim_check: file:///dir or s3://bucket/prefix
 }
 
-// A WindowConfig bounds what is enqueued but not committed, and so what a
+// A WindowConfig bounds, for each partition, what is enqueued but not committed, and so what a
 // crash sends again.
 type WindowConfig struct {
 	Records int           `yaml:"records"` // default 10000

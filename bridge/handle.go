@@ -13,10 +13,60 @@ import (
 
 // handle enqueues one record. nil lets its offset be committed.
 func (rt *Route) handle(ctx context.Context, r *broker.Record) error {
-	rt.count.in.Add(1)
 	start := time.Now()
 	duplicate, kept, err := rt.enqueue(ctx, r)
 	return rt.decide(ctx, r, start, duplicate, kept, err)
+}
+
+// handleBatch enqueues several records, those of one key in order, with one
+// call for each queue; the verdict of each is in a *broker.BatchError.
+func (rt *Route) handleBatch(ctx context.Context, rs []*broker.Record) error {
+	start := time.Now()
+	type send struct {
+		tasks []broker.Message
+		index []int
+	}
+	var queues []broker.Queue // in order of first use
+	sends := map[broker.Queue]*send{}
+	errs := make([]error, len(rs))
+	for i, r := range rs {
+		q, task, kept, err := rt.plan(ctx, r)
+		if err != nil || !kept {
+			errs[i] = rt.decide(ctx, r, start, false, kept, err)
+			continue
+		}
+		s := sends[q]
+		if s == nil {
+			s = &send{}
+			queues, sends[q] = append(queues, q), s
+		}
+		s.tasks, s.index = append(s.tasks, task), append(s.index, i)
+	}
+	for _, q := range queues {
+		s := sends[q]
+		receipts, err := q.PublishBatch(ctx, s.tasks)
+		for j, i := range s.index {
+			receipt, err := receipts[j], broker.ErrorAt(err, j)
+			if rt.claims(s.tasks[j], err) {
+				receipt, err = rt.publishClaim(ctx, q, rs[i], s.tasks[j])
+			}
+			errs[i] = rt.decide(ctx, rs[i], start, receipt.Duplicate, true, err)
+		}
+	}
+	return broker.NewBatchError(errs)
+}
+
+// claims tells whether the task goes again with its body in the blob store.
+func (rt *Route) claims(task broker.Message, err error) bool {
+	return rt.TooLarge == TooLargeClaimCheck && len(task.Body) > 0 && errors.Is(err, broker.ErrTooLarge)
+}
+
+func (rt *Route) publishClaim(ctx context.Context, q broker.Queue, r *broker.Record, task broker.Message) (broker.Receipt, error) {
+	task, err := rt.claim(ctx, r, task)
+	if err != nil {
+		return broker.Receipt{ID: task.ID}, err
+	}
+	return q.Publish(ctx, task)
 }
 
 // enqueue filters, maps and publishes.
@@ -26,10 +76,8 @@ func (rt *Route) enqueue(ctx context.Context, r *broker.Record) (duplicate, kept
 		return false, kept, err
 	}
 	receipt, err := q.Publish(ctx, task)
-	if errors.Is(err, broker.ErrTooLarge) && rt.TooLarge == TooLargeClaimCheck && len(task.Body) > 0 {
-		if task, err = rt.claim(ctx, r, task); err == nil {
-			receipt, err = q.Publish(ctx, task)
-		}
+	if rt.claims(task, err) {
+		receipt, err = rt.publishClaim(ctx, q, r, task)
 	}
 	return receipt.Duplicate, true, err
 }
@@ -97,7 +145,7 @@ func (rt *Route) deadLetter(ctx context.Context, r *broker.Record, cause error) 
 		m.DedupID = m.ID
 	}
 	if c.Groups {
-		m.GroupID = groupOf(r)
+		m.GroupID = groupOf(r, m.ID)
 	}
 	_, err := rt.DeadLetter.Publish(ctx, m)
 	if isPoison(err) { // it does not fit there either: the stream still has it

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"strconv"
 	"time"
 
 	"github.com/queuestream/broker"
@@ -73,7 +72,7 @@ type Route struct {
 	Blobs      blob.Store // required by TooLargeClaimCheck
 
 	Concurrency    int           // keys in flight; 0: 64
-	Window         int           // records enqueued or in hand beyond the commit; 0: 10,000
+	Window         int           // of each partition: records enqueued or in hand beyond the commit; 0: 10,000
 	MaxAge         time.Duration // of the oldest of them; 0: 1 minute
 	BatchSameGroup bool          // several tasks of a group in one request; see the package comment
 	RateLimit      float64       // records started a second; 0: none
@@ -158,7 +157,7 @@ func (rt *Route) task(r *broker.Record, q broker.Queue) (broker.Message, error) 
 		t.DedupID = t.ID
 	}
 	if c.Groups {
-		t.GroupID = groupOf(r)
+		t.GroupID = groupOf(r, t.ID)
 	}
 	if rt.Map != nil {
 		if err := rt.Map(r, &t); err != nil {
@@ -171,12 +170,13 @@ func (rt *Route) task(r *broker.Record, q broker.Queue) (broker.Message, error) 
 // HeaderTombstone marks the task of a tombstone, whose body is empty.
 const HeaderTombstone = "x-source-tombstone"
 
-// groupOf is the record's key, or its partition where it has none.
-func groupOf(r *broker.Record) string {
+// groupOf is the record's key. Records without one have no order to keep: each
+// is a group of its own, so that they do not wait for each other.
+func groupOf(r *broker.Record, id string) string {
 	if len(r.Key) > 0 {
 		return string(r.Key)
 	}
-	return "partition-" + strconv.FormatInt(int64(r.Partition), 10)
+	return id
 }
 
 // poison marks an error that the same record will meet again for ever.

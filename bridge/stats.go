@@ -49,7 +49,7 @@ type Stats struct {
 }
 
 type counters struct {
-	in, enqueued, filtered, parked, skipped, retried, duplicates, claimed atomic.Int64
+	enqueued, filtered, parked, skipped, retried, duplicates, claimed atomic.Int64
 }
 
 // state is what a running route keeps.
@@ -58,6 +58,7 @@ type state struct {
 
 	mu        sync.Mutex
 	processor *broker.Processor
+	received  int64 // by processors before it
 	paused    bool
 	halted    error
 	failures  map[*broker.Record]int // tries that failed for an unknown reason
@@ -67,16 +68,20 @@ type state struct {
 func (rt *Route) Stats() Stats {
 	c := &rt.count
 	s := Stats{
-		In: c.in.Load(), Enqueued: c.enqueued.Load(), Filtered: c.filtered.Load(),
+		Enqueued: c.enqueued.Load(), Filtered: c.filtered.Load(),
 		Parked: c.parked.Load(), Skipped: c.skipped.Load(), Retried: c.retried.Load(),
 		Duplicates: c.duplicates.Load(), Claimed: c.claimed.Load(),
 	}
 	rt.mu.Lock()
 	defer rt.mu.Unlock()
-	s.Paused, s.Halted = rt.paused, rt.halted
+	s.Paused, s.Halted, s.In = rt.paused, rt.halted, rt.received
 	if rt.processor != nil {
-		p := rt.processor.Stats()
-		s.WindowRecords, s.WindowAge = p.Window, p.WindowAge
+		now := rt.processor.Stats()
+		s.In += now.Received
+		for _, p := range now.Partitions {
+			s.WindowRecords += p.Window
+			s.WindowAge = max(s.WindowAge, p.OldestAge)
+		}
 	}
 	return s
 }

@@ -44,7 +44,7 @@ func (l *loader) validate(c *Config) {
 func (l *loader) validateRoute(c *Config, r *RouteConfig, path string) {
 	l.broker(c, path+".source.broker", r.Source.Broker)
 	l.required(path+".source.stream", r.Source.Stream)
-	if _, err := ParsePosition(r.Source.Start); err != nil {
+	if p, err := ParsePosition(r.Source.Start); err != nil || p.Kind() == broker.PositionNow {
 		l.at(path+".source.start", strconv.Quote(r.Source.Start), "earliest, latest or an RFC 3339 time")
 	}
 	l.broker(c, path+".target.broker", r.Target.Broker)
