@@ -1,0 +1,248 @@
+package rabbitmq
+
+import (
+	"sync"
+
+	"github.com/queuestream/broker"
+)
+
+// acks tracks the deliveries of one channel by tag and sends what is decided on
+// them. Tags count from 1. A verdict sets a state; one writer sends one
+// `multiple` acknowledgement up to the first gap and single ones beyond it.
+// While it sends, others gather.
+type acks struct {
+	ch         acker
+	generation uint32
+
+	mu      sync.Mutex
+	base    uint64 // tag of entries[0]
+	entries []ackEntry
+	open    int      // entries that are delivered and not decided
+	ready   []uint64 // acknowledged, not sent
+	returns []uint64 // to requeue, not sent
+	sending bool
+	dead    bool
+	wake    chan struct{}
+	idle    chan struct{} // closed and replaced when open falls to 0 or all is sent
+	done    chan struct{} // closed when the writer has returned
+}
+
+// An acker sends; an amqp.Channel is one.
+type acker interface {
+	Ack(tag uint64, multiple bool) error
+	Reject(tag uint64, requeue bool) error
+}
+
+type ackEntry struct {
+	d     *broker.Delivery
+	state ackState
+}
+
+type ackState uint8
+
+const (
+	ackUnseen   ackState = iota // the tag is on its way from another consumer of the channel
+	ackOpen                     // delivered
+	ackReady                    // acknowledged, not sent
+	ackReturned                 // to requeue, not sent
+	ackSent
+)
+
+func newAcks(ch acker, generation uint32) *acks {
+	a := &acks{
+		ch: ch, generation: generation, base: 1,
+		wake: make(chan struct{}, 1), idle: make(chan struct{}), done: make(chan struct{}),
+	}
+	go a.run()
+	return a
+}
+
+// add notes a delivery. It reports false when the channel is gone.
+func (a *acks) add(tag uint64, d *broker.Delivery) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.dead || tag < a.base {
+		return false
+	}
+	i := int(tag - a.base) //nolint:gosec // bounded by prefetch
+	for len(a.entries) <= i {
+		a.entries = append(a.entries, ackEntry{})
+	}
+	a.entries[i] = ackEntry{d: d, state: ackOpen}
+	a.open++
+	return true
+}
+
+// replace makes d the holder of an open tag: a redelivery that the broker does
+// not know of. It reports false when the channel is gone.
+func (a *acks) replace(tag uint64, d *broker.Delivery) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	e := a.entry(tag)
+	if a.dead || e == nil || e.state != ackOpen {
+		return false
+	}
+	e.d = d
+	return true
+}
+
+func (a *acks) entry(tag uint64) *ackEntry {
+	if tag < a.base || tag-a.base >= uint64(len(a.entries)) {
+		return nil
+	}
+	return &a.entries[tag-a.base]
+}
+
+// decide acknowledges or requeues open deliveries. It reports false for those
+// that are not open on this channel any more.
+func (a *acks) decide(tag uint64, generation uint32, requeue bool) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.dead || generation != a.generation {
+		return false
+	}
+	e := a.entry(tag)
+	if e == nil || e.state != ackOpen {
+		return false
+	}
+	if requeue {
+		e.state = ackReturned
+		a.returns = append(a.returns, tag)
+	} else {
+		e.state = ackReady
+		a.ready = append(a.ready, tag)
+	}
+	e.d = nil
+	a.open--
+	if len(a.ready)+len(a.returns) == 1 {
+		select {
+		case a.wake <- struct{}{}:
+		default:
+		}
+	}
+	return true
+}
+
+func (a *acks) run() {
+	defer close(a.done)
+	for range a.wake {
+		for a.flush() {
+		}
+		a.mu.Lock()
+		dead := a.dead
+		a.mu.Unlock()
+		if dead {
+			return
+		}
+	}
+}
+
+// flush sends what gathered and reports whether there was anything.
+func (a *acks) flush() bool {
+	a.mu.Lock()
+	ready, returns := a.ready, a.returns
+	a.ready, a.returns = nil, nil
+	if len(ready)+len(returns) == 0 || a.dead {
+		a.notify()
+		a.mu.Unlock()
+		return false
+	}
+	for _, t := range returns {
+		a.entries[t-a.base].state = ackSent
+	}
+	var upTo uint64 // the last tag of the prefix that is still to acknowledge
+	n := 0
+	for n < len(a.entries) && (a.entries[n].state == ackReady || a.entries[n].state == ackSent) {
+		if a.entries[n].state == ackReady {
+			upTo = a.base + uint64(n)
+		}
+		n++
+	}
+	for _, t := range ready {
+		a.entries[t-a.base].state = ackSent
+	}
+	a.base += uint64(n)
+	rest := copy(a.entries, a.entries[n:])
+	clear(a.entries[rest:])
+	a.entries = a.entries[:rest]
+	a.sending = true
+	a.mu.Unlock()
+
+	err := a.write(ready, returns, upTo)
+
+	a.mu.Lock()
+	a.sending = false
+	if err != nil {
+		// The connection is gone, and with it what it delivered: the session
+		// ends by itself, and the broker delivers again.
+		a.ready, a.returns = nil, nil
+	}
+	a.notify()
+	a.mu.Unlock()
+	return err == nil
+}
+
+func (a *acks) write(ready, returns []uint64, upTo uint64) error {
+	for _, t := range returns { // first: multiple must not cover them
+		if err := a.ch.Reject(t, true); err != nil {
+			return err
+		}
+	}
+	if upTo > 0 {
+		if err := a.ch.Ack(upTo, true); err != nil {
+			return err
+		}
+	}
+	for _, t := range ready {
+		if t > upTo {
+			if err := a.ch.Ack(t, false); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// notify wakes who waits for idle. a.mu is held.
+func (a *acks) notify() {
+	close(a.idle)
+	a.idle = make(chan struct{})
+}
+
+// waiting returns a channel that closes with the next change, or nil when
+// nothing is open (all: or unsent) or the channel is gone.
+func (a *acks) waiting(all bool) <-chan struct{} {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	unsent := a.sending || len(a.ready)+len(a.returns) > 0
+	if a.dead || !unsent && (!all || a.open == 0) {
+		return nil
+	}
+	return a.idle
+}
+
+// close marks the channel as gone and returns what was open on it.
+func (a *acks) close() []*broker.Delivery {
+	a.mu.Lock()
+	if a.dead {
+		a.mu.Unlock()
+		<-a.done
+		return nil
+	}
+	a.dead = true
+	var open []*broker.Delivery
+	for i := range a.entries {
+		if a.entries[i].state == ackOpen {
+			open = append(open, a.entries[i].d)
+		}
+	}
+	a.entries, a.open = nil, 0
+	a.notify()
+	select {
+	case a.wake <- struct{}{}:
+	default:
+	}
+	a.mu.Unlock()
+	<-a.done
+	return open
+}

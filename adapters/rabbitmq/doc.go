@@ -1,0 +1,63 @@
+// Package rabbitmq runs queues, exchanges, request-reply and streams on
+// RabbitMQ (4.x and 3.13).
+//
+//	b, err := rabbitmq.OpenURL(ctx, "amqp://user:password@host:5672/vhost")
+//	if err != nil { … }
+//	defer b.Close()
+//	err = b.DeclareQueue(ctx, "orders", broker.QueueConfig{DeadLetter: "orders.dead", MaxAttempts: 5})
+//	q, err := b.Queue(ctx, "orders", nil)
+//
+// # Connections
+//
+// A supervisor keeps one connection for consuming and declaring and one for
+// publishing, over several endpoints, with jittered back-off. What a connection
+// delivered dies with it: a late verdict gets [broker.ErrLeaseLost] and never
+// settles another message. Publishers wait for the next connection until their
+// context ends; what was not confirmed by then is published again with the same
+// id, so a message may be stored twice when a connection breaks.
+//
+// # Queues
+//
+// Queues are quorum queues (Options "x-queue-type": "classic" selects another).
+// Publish is persistent, mandatory and confirmed: nil means stored, and a
+// missing queue is [broker.ErrNotFound].
+//
+//   - AMQP has no lease: Extend and ConsumerOptions.Lease are unsupported. The
+//     broker ends a channel that holds a delivery too long (consumer_timeout,
+//     30 minutes by default, https://www.rabbitmq.com/docs/consumers).
+//   - Ack answers once the verdict is handed to the connection that delivered.
+//   - Attempts are counted by the quorum queue (x-delivery-count) and, across a
+//     delay, by a header. Before RabbitMQ 4.3 a prefetched message that was
+//     given back unread counts as an attempt: keep Prefetch low where
+//     MaxAttempts is small. The broker's own delivery limit is switched off.
+//   - AMQP cannot tell what a queue was declared with. A Broker knows what it
+//     declared itself; for others set [Options.Management] or
+//     QueueOptions.DeadLetter and MaxAttempts.
+//   - Reject writes to the dead-letter queue, waits for the confirm and then
+//     acknowledges: a crash in between leaves two copies, never none.
+//   - Delays use a ladder of delay queues shared by the virtual host
+//     ("broker.delay…", made at first use, see [Broker.RemoveDelayQueues]);
+//     their unit is 16 ms, the longest delay is [MaxDelay].
+//
+// # Groups
+//
+// A queue declared Ordered is spread over shard queues ("name.shards.0", …),
+// each with a single active consumer; a group always uses the same shard.
+// Consumers take over from each other when one ends, and random consumer
+// priorities spread the shards over them. A group's redelivery is kept by its
+// holder: a crash shortens its delay and forgets the attempts counted there.
+// Messages published through an exchange reach the shards when this package
+// publishes them, since a header carries the hash.
+//
+// # Streams
+//
+// Streams need the plugin rabbitmq_stream (port 5552). Offsets are stored
+// unconfirmed and unfenced by the broker: fencing is by the client only. Each
+// stored offset takes an offset itself, so lag is an upper bound. Time is the
+// publisher's; a seek by time skips what is earlier in its chunk.
+//
+// # Options of QueueConfig
+//
+// Keys that begin with "x-" are passed on as queue arguments: "true" and
+// "false" as booleans, digits as integers, the rest as text.
+package rabbitmq

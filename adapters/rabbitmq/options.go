@@ -1,0 +1,157 @@
+package rabbitmq
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"strings"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/queuestream/broker"
+)
+
+// Options tell how to reach a cluster. URLs is required; the zero value of the
+// rest is right for most programs.
+type Options struct {
+	// URLs are the endpoints, amqp:// or amqps://, tried in turn from a random
+	// one on. Each carries its user, password and virtual host; see
+	// https://www.rabbitmq.com/docs/uri-spec.
+	URLs []string
+
+	// Credentials replaces the user and password of the URLs and is asked for
+	// each new connection. It must not block longer than ctx.
+	Credentials func(ctx context.Context) (user, password string, err error)
+	// RefreshCredentials is how often live connections get a new secret by
+	// Credentials (OAuth 2 tokens). 0: never.
+	RefreshCredentials time.Duration
+
+	TLS       *tls.Config   // for amqps://; nil: the system's certificates
+	Heartbeat time.Duration // 0: 10 s; whole seconds. A dead peer is found within 1.5 of it
+	// DialTimeout bounds one attempt to connect, handshake included. 0: 10 s.
+	DialTimeout time.Duration
+	// Dial replaces the TCP dialer.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+
+	// MinBackoff and MaxBackoff bound the jittered wait between attempts to
+	// reconnect. 0: 100 ms and 10 s.
+	MinBackoff, MaxBackoff time.Duration
+	// CloseTimeout bounds each step of Close. 0: 2 s.
+	CloseTimeout time.Duration
+
+	// Window bounds the unconfirmed messages of one queue or exchange handle,
+	// WindowBytes their bodies and headers. 0: 1000 and 64 MiB.
+	Window      int
+	WindowBytes int
+	// Prefetch is the default of ConsumerOptions.Prefetch. 0: 256.
+	Prefetch int
+	// MaxMessageBytes refuses larger messages before they are sent; it should
+	// equal the broker's max_message_size. 0: 16 MiB, RabbitMQ 4's default.
+	MaxMessageBytes int
+
+	// Management is the management API's address, as
+	// "http://user:password@host:15672". Without it QueueStats knows only what
+	// AMQP tells, and the configuration of queues that others declared stays
+	// unknown. User and password default to those of the first URL.
+	Management string
+
+	// StreamURLs are the endpoints of the stream protocol,
+	// rabbitmq-stream://user:password@host:5552/vhost. Empty: the hosts of
+	// URLs at port 5552.
+	StreamURLs []string
+	// StreamDirect connects to the brokers that StreamURLs name instead of
+	// the addresses that the cluster advertises: for containers and load
+	// balancers.
+	StreamDirect bool
+
+	// DirectReplyTo makes ReplyQueue use RabbitMQ's direct reply-to, which
+	// needs no queue but loses replies when the connection breaks. It serves
+	// one reply queue at a time.
+	DirectReplyTo bool
+
+	Name   string       // of the connections, as the management page shows it
+	Logger *slog.Logger // nil: none
+}
+
+// MaxDelay is the longest delay of a message.
+const MaxDelay = delayUnit * (1<<delayLevels - 1)
+
+func (o *Options) withDefaults() (*Options, error) {
+	if o == nil || len(o.URLs) == 0 {
+		return nil, broker.Invalid("Options.URLs: want at least one amqp:// or amqps:// URL")
+	}
+	c := *o
+	for i, u := range c.URLs {
+		if _, err := amqp.ParseURI(u); err != nil {
+			return nil, broker.Invalid("Options.URLs[%d]: %v", i, redact(err, u))
+		}
+	}
+	switch {
+	case c.Window < 0 || c.WindowBytes < 0 || c.Prefetch < 0 || c.MaxMessageBytes < 0:
+		return nil, broker.Invalid("Window %d, WindowBytes %d, Prefetch %d, MaxMessageBytes %d: must not be negative",
+			c.Window, c.WindowBytes, c.Prefetch, c.MaxMessageBytes)
+	case c.Prefetch > maxPrefetch:
+		return nil, broker.Invalid("Prefetch %d: at most %d", c.Prefetch, maxPrefetch)
+	case c.Heartbeat < 0 || c.DialTimeout < 0 || c.MinBackoff < 0 || c.MaxBackoff < 0 || c.CloseTimeout < 0 || c.RefreshCredentials < 0:
+		return nil, broker.Invalid("a duration of Options is negative")
+	case c.Heartbeat > 0 && c.Heartbeat < time.Second:
+		return nil, broker.Invalid("Heartbeat %v: want at least 1s", c.Heartbeat)
+	}
+	def(&c.Heartbeat, 10*time.Second)
+	def(&c.DialTimeout, 10*time.Second)
+	def(&c.MinBackoff, 100*time.Millisecond)
+	def(&c.MaxBackoff, 10*time.Second)
+	c.MaxBackoff = max(c.MaxBackoff, c.MinBackoff)
+	def(&c.CloseTimeout, 2*time.Second)
+	def(&c.Window, 1000)
+	def(&c.WindowBytes, 64<<20)
+	def(&c.Prefetch, 256)
+	def(&c.MaxMessageBytes, 16<<20)
+	if c.Name == "" {
+		c.Name = "queuestream-broker"
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Dial == nil {
+		c.Dial = (&net.Dialer{}).DialContext
+	}
+	if c.Management != "" {
+		u, err := url.Parse(c.Management)
+		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+			return nil, broker.Invalid("Options.Management: want http://host:15672 or https://…")
+		}
+	}
+	return &c, nil
+}
+
+func def[T comparable](v *T, d T) {
+	var zero T
+	if *v == zero {
+		*v = d
+	}
+}
+
+// redact keeps the password of a URL out of an error's text.
+func redact(err error, u string) error {
+	return fmt.Errorf("%s", strings.ReplaceAll(err.Error(), u, "the URL"))
+}
+
+// OpenURL is Open with one endpoint and the default options. The query of
+// rawURL is RabbitMQ's own (https://www.rabbitmq.com/docs/uri-query-parameters)
+// and "management=http://host:15672".
+func OpenURL(ctx context.Context, rawURL string) (*Broker, error) {
+	o := &Options{URLs: []string{rawURL}}
+	if u, err := url.Parse(rawURL); err == nil {
+		q := u.Query()
+		o.Management = q.Get("management")
+		q.Del("management")
+		u.RawQuery = q.Encode()
+		o.URLs[0] = u.String()
+	}
+	return Open(ctx, o)
+}

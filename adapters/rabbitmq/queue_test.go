@@ -1,0 +1,149 @@
+package rabbitmq
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/queuestream/broker"
+)
+
+func TestPublishReceiveAck(t *testing.T) {
+	b := testBroker(t, nil)
+	q := testQueue(t, b, broker.QueueConfig{})
+	want := broker.Message{
+		ID: "id-1", Body: []byte("\x00body\xff"), ContentType: "text/plain", CorrelationID: "c",
+		ReplyTo: "r", Headers: broker.Headers{{Key: "b", Value: "1"}, {Key: "a", Value: "\x00\xff"}, {Key: "b", Value: "2"}, {Key: "CC", Value: "other"}},
+	}
+	before := time.Now().Add(-time.Second)
+	if r := publish(t, q, want); r.ID != "id-1" {
+		t.Fatalf("receipt %+v", r)
+	}
+	c := testConsumer(t, q, nil)
+	d := receive(t, c)
+	if d.ID != want.ID || string(d.Body) != string(want.Body) || d.ContentType != want.ContentType ||
+		d.CorrelationID != "c" || d.ReplyTo != "r" || !slices.Equal(d.Headers, want.Headers) || d.Attempt != 1 || d.Time.Before(before) {
+		t.Fatalf("got %+v", d.Message)
+	}
+	ack(t, d)
+	if err := d.Ack(t.Context()); !errors.Is(err, broker.ErrSettled) {
+		t.Fatalf("second ack: %v", err)
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s, err := b.QueueStats(t.Context(), q.Name())
+	if err != nil || s.Ready != 0 {
+		t.Fatalf("stats %+v, %v", s, err)
+	}
+}
+
+func TestAttemptsAndDeadLetter(t *testing.T) {
+	for _, kind := range []string{"quorum", "classic"} {
+		t.Run(kind, func(t *testing.T) {
+			b := testBroker(t, nil)
+			dead := testQueue(t, b, broker.QueueConfig{})
+			q := testQueue(t, b, broker.QueueConfig{
+				DeadLetter: dead.Name(), MaxAttempts: 3, Options: map[string]string{"x-queue-type": kind},
+			})
+			publish(t, q, broker.Message{ID: "poison", Body: []byte("x"), Headers: broker.Headers{{Key: "k", Value: "v"}}})
+			c := testConsumer(t, q, nil)
+			for i, delay := range []time.Duration{0, 100 * time.Millisecond, 0} {
+				d := receive(t, c)
+				if d.Attempt != i+1 {
+					t.Fatalf("attempt %d, want %d", d.Attempt, i+1)
+				}
+				nack(t, d, delay)
+			}
+			receiveNone(t, c, 200*time.Millisecond)
+			d := receive(t, testConsumer(t, dead, nil))
+			why, ok := broker.DeadLetterOf(&d.Message)
+			if !ok || why.Attempts != 3 || why.Queue != q.Name() || d.Headers.Get("k") != "v" || d.ID != "poison" {
+				t.Fatalf("dead letter %+v of %+v", why, d.Message)
+			}
+			nack(t, d, 0)
+			eventually(t, "the dead letter is back", func() bool {
+				s, err := b.QueueStats(t.Context(), dead.Name())
+				return err == nil && s.Ready+max(0, s.InFlight) == 1
+			})
+		})
+	}
+}
+
+func TestReject(t *testing.T) {
+	b := testBroker(t, nil)
+	dead := testQueue(t, b, broker.QueueConfig{})
+	q := testQueue(t, b, broker.QueueConfig{DeadLetter: dead.Name()})
+	publish(t, q, broker.Message{Body: []byte("x")})
+	c := testConsumer(t, q, nil)
+	if err := receive(t, c).Reject(t.Context(), "because"); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := b.Redrive(t.Context(), dead.Name(), "", 0); err != nil || n != 1 {
+		t.Fatalf("redrive: %d, %v", n, err)
+	}
+	d := receive(t, c)
+	if _, dl := broker.DeadLetterOf(&d.Message); dl || d.Attempt != 1 {
+		t.Fatalf("redriven: %+v attempt %d", d.Message, d.Attempt)
+	}
+	ack(t, d)
+}
+
+func TestDelays(t *testing.T) {
+	b := testBroker(t, nil)
+	q := testQueue(t, b, broker.QueueConfig{})
+	c := testConsumer(t, q, nil)
+	delays := []time.Duration{1500 * time.Millisecond, 50 * time.Millisecond, 700 * time.Millisecond}
+	start := time.Now()
+	for _, d := range delays {
+		publish(t, q, broker.Message{Body: []byte(d.String()), Delay: d})
+	}
+	slices.Sort(delays)
+	for _, want := range delays {
+		d := receive(t, c)
+		took := time.Since(start)
+		if string(d.Body) != want.String() || took < want || took > want+2*time.Second || d.Attempt != 1 {
+			t.Fatalf("%s after %v, attempt %d, want %v", d.Body, took, d.Attempt, want)
+		}
+		ack(t, d)
+	}
+}
+
+func TestGroupsInOrder(t *testing.T) {
+	b := testBroker(t, nil)
+	q := testQueue(t, b, broker.QueueConfig{Ordered: true, Shards: 3})
+	var ms []broker.Message
+	const groups, each = 5, 20
+	for i := range each {
+		for g := range groups {
+			ms = append(ms, broker.Message{GroupID: fmt.Sprint("g", g), Body: fmt.Append(nil, i)})
+		}
+	}
+	if _, err := q.PublishBatch(testContext(t), ms); err != nil {
+		t.Fatal(err)
+	}
+	c := testConsumer(t, q, nil)
+	next := map[string]int{}
+	nacked := map[string]bool{}
+	for got := 0; got < groups*each; {
+		d := receive(t, c)
+		if string(d.Body) != fmt.Sprint(next[d.GroupID]) {
+			t.Fatalf("group %s: %s, want %d", d.GroupID, d.Body, next[d.GroupID])
+		}
+		if id := d.ID; next[d.GroupID]%7 == 3 && !nacked[id] {
+			nacked[id] = true
+			nack(t, d, time.Duration(next[d.GroupID]%2)*20*time.Millisecond)
+			continue
+		} else if want := 1 + map[bool]int{true: 1}[nacked[id]]; d.Attempt != want {
+			t.Fatalf("attempt %d, want %d", d.Attempt, want)
+		}
+		next[d.GroupID]++
+		got++
+		ack(t, d)
+	}
+}
