@@ -164,7 +164,7 @@ func (q *queue) stored() []*entry {
 
 // sync brings the queues whose dead letters come to q, and q, up to now.
 func (q *queue) sync() {
-	for _, f := range q.fedBy() {
+	for _, f := range q.sources() {
 		f.refresh()
 	}
 	q.refresh()
@@ -304,7 +304,7 @@ func (b *Broker) redriveOne(q *queue, to string) (bool, error) {
 		return false, nil
 	}
 	h := &Consumer{h: &Queue{b: b, q: q}, q: q}
-	q.hold(e, h, t)
+	q.hold(e, h, t, &broker.Delivery{}, nil)
 	q.unlock()
 
 	err := b.put(e, to)

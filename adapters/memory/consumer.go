@@ -3,6 +3,7 @@ package memory
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"time"
 
 	"github.com/queuestream/broker"
@@ -13,6 +14,8 @@ type Consumer struct {
 	h     *Queue
 	q     *queue
 	lease time.Duration // 0: none
+
+	lastBody atomic.Int32 // bytes of a body delivered lately
 
 	// Guarded by q.mu.
 	held  entryList
@@ -46,15 +49,21 @@ func (c *Consumer) receive(ctx context.Context, max int) ([]*broker.Delivery, er
 	if f := q.srv.faults; f != nil && f.hit(f.Disconnect) {
 		c.h.b.Disconnect()
 	}
+	// Made here, so that nobody waits for it: the first delivery, with room for
+	// a body like the last.
+	first := &single{}
+	room := make([]byte, c.lastBody.Load())
 	var w *waiter
 	for {
-		for _, f := range q.fedBy() {
-			f.refresh()
+		if q.fed.Load() {
+			for _, f := range q.sources() {
+				f.refresh()
+			}
 		}
 		t := now()
 		q.mu.Lock()
 		q.advance(t)
-		ds, err := c.take(max, t)
+		ds, err := c.take(first, room, max, t)
 		if ds != nil || err != nil {
 			if w != nil {
 				c.spare = w
@@ -88,8 +97,19 @@ func (c *Consumer) receive(ctx context.Context, max int) ([]*broker.Delivery, er
 	}
 }
 
-// take returns up to max deliveries. q.mu is held.
-func (c *Consumer) take(max int, now int64) ([]*broker.Delivery, error) {
+// A single is one delivery and the slice that Receive returns it in.
+type single struct {
+	d  broker.Delivery
+	ds [1]*broker.Delivery
+}
+
+// slabDeliveries is how many deliveries of a batch share memory: a slow
+// handler of one holds no more than these.
+const slabDeliveries = 16
+
+// take returns up to max deliveries, the first of them in first and room if
+// that is large enough. q.mu is held.
+func (c *Consumer) take(first *single, room []byte, max int, now int64) ([]*broker.Delivery, error) {
 	q := c.q
 	switch {
 	case c.err != nil:
@@ -101,20 +121,38 @@ func (c *Consumer) take(max int, now int64) ([]*broker.Delivery, error) {
 	if e == nil {
 		return nil, nil
 	}
-	d := q.hold(e, c, now)
-	c.duplicate(e, now)
-	if max == 1 || q.count[ready] == 0 {
-		e.one[0] = d
-		return e.one[:1:1], nil
+	if n := len(e.msg.Body); n > len(room) || n < len(room)/2 {
+		room = make([]byte, n)
+		if n <= smallBody {
+			c.lastBody.Store(int32(n))
+		}
 	}
-	ds := make([]*broker.Delivery, 1, min(int64(max), q.count[ready]+1))
-	ds[0] = d
+	q.hold(e, c, now, &first.d, room)
+	first.ds[0] = &first.d
+	ds := first.ds[:1:1]
+	c.duplicate(e, now)
+	var batch [slabDeliveries]*entry
 	for len(ds) < max {
-		if e = q.next(); e == nil {
+		n, size := 0, 0
+		for ; n < min(slabDeliveries, max-len(ds)); n++ {
+			if batch[n] = q.next(); batch[n] == nil {
+				break
+			}
+			size += len(batch[n].msg.Body)
+			q.setState(batch[n], inFlight) // counts for the limit of deliveries in flight
+		}
+		if n == 0 {
 			break
 		}
-		ds = append(ds, q.hold(e, c, now))
-		c.duplicate(e, now)
+		slab, bodies := make([]broker.Delivery, n), make([]byte, size)
+		for i, e := range batch[:n] {
+			q.hold(e, c, now, &slab[i], bodies[:len(e.msg.Body)])
+			bodies = bodies[len(e.msg.Body):]
+			ds = append(ds, &slab[i])
+		}
+		for _, e := range batch[:n] {
+			c.duplicate(e, now)
+		}
 	}
 	return ds, nil
 }
@@ -125,7 +163,8 @@ func (c *Consumer) duplicate(e *entry, now int64) {
 	if f == nil || e.group != nil || !f.hit(f.Duplicate) {
 		return
 	}
-	n := e.again()
+	n := newEntry(&e.msg, e.at)
+	n.attempts, n.expires, n.due = e.attempts, e.expires, 0
 	c.q.admit(n, now)
 }
 
@@ -143,14 +182,6 @@ func (c *Consumer) unpark(w *waiter) {
 		}
 	}
 	q.unlock()
-}
-
-// fedBy reads feeders under the lock; most queues have none.
-func (q *queue) fedBy() []*queue {
-	if !q.fed.Load() {
-		return nil
-	}
-	return q.sources()
 }
 
 // watch brings q up to now and arms its timer for somebody who waits for its
@@ -195,7 +226,7 @@ func (c *Consumer) Settle(ctx context.Context, batch []broker.Outcome) {
 func (c *Consumer) apply(d *broker.Delivery, v *broker.Verdict) error {
 	q := c.q
 	slot := d.Token()
-	if slot >= uint64(len(q.slots)) || q.slots[slot] == nil || &q.slots[slot].d != d || q.slots[slot].holder != c {
+	if slot >= uint64(len(q.slots)) || q.slots[slot] == nil || q.slots[slot].d != d || q.slots[slot].holder != c {
 		return broker.ErrLeaseLost
 	}
 	e := q.slots[slot]
@@ -208,6 +239,7 @@ func (c *Consumer) apply(d *broker.Delivery, v *broker.Verdict) error {
 			return nil
 		}
 		q.finish(e)
+		q.recycle(e)
 		return nil
 	case broker.VerdictNack:
 		t := now()

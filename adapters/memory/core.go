@@ -40,7 +40,7 @@ type queue struct {
 	timer     *time.Timer
 	armed     int64 // when timer fires; 0: it does not
 	dedup     dedupTable
-	ids       idBlock
+	spare     []*entry   // acknowledged, to be used again
 	random    *rand.Rand // of profiles that reorder
 
 	feeders []*queue // queues whose dead letters come here
@@ -105,9 +105,7 @@ func (q *queue) bury(b *burial) {
 	b.to.mu.Unlock()
 	// The dead-letter queue went away this moment: rather deliver once more.
 	q.mu.Lock()
-	e = b.e.again()
-	e.seq = 0
-	q.admit(e, now())
+	q.admit(b.e, now())
 	q.unlock()
 }
 
@@ -212,9 +210,7 @@ func (q *queue) drop(e *entry) {
 func (q *queue) forget(e *entry) {
 	q.setState(e, gone)
 	q.bytes -= int64(e.size)
-	if w := q.space.pop(); w != nil {
-		q.woken.push(w)
-	}
+	q.passSpace()
 }
 
 // nextOf activates the head of a group that became free. q.mu is held.
@@ -354,26 +350,29 @@ func (q *queue) next() *entry {
 	return f
 }
 
-// hold delivers e to c. q.mu is held.
-func (q *queue) hold(e *entry, c *Consumer, now int64) *broker.Delivery {
-	var slot int32
+// hold gives e to c by the delivery d, with room for its body. q.mu is held.
+func (q *queue) hold(e *entry, c *Consumer, now int64, d *broker.Delivery, room []byte) {
 	if n := len(q.free); n > 0 {
-		slot = q.free[n-1]
+		e.slot = q.free[n-1]
 		q.free = q.free[:n-1]
-		q.slots[slot] = e
+		q.slots[e.slot] = e
 	} else {
-		slot = int32(len(q.slots))
+		e.slot = int32(len(q.slots))
 		q.slots = append(q.slots, e)
 	}
 	q.setState(e, inFlight)
+	e.attempts++
+	e.d, e.holder, e.policy = d, c, &c.h.policy
+	c.held.pushBack(e)
+	c.open++
+	e.attempt(d, room)
+	d.Bind(c, uint64(e.slot), 0)
 	var until int64
 	if c.lease > 0 {
 		until = now + int64(c.lease)
+		d.SetLease(time.Unix(0, until))
 	}
 	q.schedule(e, until)
-	c.held.pushBack(e)
-	c.open++
-	return e.open(c, slot, until)
 }
 
 // release takes e from its holder. q.mu is held.
@@ -387,7 +386,7 @@ func (q *queue) release(e *entry) {
 		close(c.idle)
 		c.idle = nil
 	}
-	e.holder = nil
+	e.holder, e.d = nil, nil
 	if g := e.group; g != nil && g.open == e {
 		g.open = nil
 	}
@@ -402,6 +401,29 @@ func (q *queue) finish(e *entry) {
 	}
 }
 
+// recycle keeps a finished entry that nothing refers to for the next message.
+// q.mu is held.
+func (q *queue) recycle(e *entry) {
+	if len(q.spare) < spareEntries {
+		*e = entry{buf: e.buf}
+		q.spare = append(q.spare, e)
+	}
+}
+
+// entry returns an entry for m; it keeps the body if that is large. q.mu is held.
+func (q *queue) entry(m *broker.Message, at int64) *entry {
+	n := len(q.spare)
+	if n == 0 {
+		e := &entry{}
+		e.set(m, at)
+		return e
+	}
+	e := q.spare[n-1]
+	q.spare = q.spare[:n-1]
+	e.set(m, at)
+	return e
+}
+
 // giveBack returns an entry in flight to the queue, or buries it if it has had
 // all its attempts. q.mu is held.
 func (q *queue) giveBack(e *entry, now int64, delay time.Duration, snooze bool, why string) {
@@ -411,23 +433,20 @@ func (q *queue) giveBack(e *entry, now int64, delay time.Duration, snooze bool, 
 		return
 	}
 	q.release(e)
-	n := e.again()
 	if snooze {
-		n.attempts--
+		e.attempts--
 	}
 	if delay > 0 {
-		n.due = now + int64(delay)
+		e.due = now + int64(delay)
 	}
-	if q.srv.rules.caps.Requeue == broker.RequeueBack && n.group == nil && delay == 0 {
+	if q.srv.rules.caps.Requeue == broker.RequeueBack && e.group == nil && delay == 0 {
 		q.seq++
-		n.seq = q.seq
+		e.seq = q.seq
 	}
-	q.setState(e, gone)
-	n.state = gone
-	if n.group != nil {
-		n.group.pushFront(n)
+	if e.group != nil {
+		e.group.pushFront(e)
 	}
-	q.activate(n, now)
+	q.activate(e, now)
 }
 
 // burySoon takes an entry in flight out and lets unlock move it to its
@@ -455,72 +474,83 @@ func (q *queue) length() int64 {
 	return q.count[waiting] + q.count[delayed] + q.count[ready] + q.count[inFlight]
 }
 
-// store waits for room if that is the policy, then admits e. It returns the
-// ID of the message that e duplicates, if there is one.
-func (q *queue) store(ctx context.Context, g *gate, e *entry, generate bool) (duplicate string, err error) {
+// A publication is a message on its way into a queue.
+type publication struct {
+	m     *broker.Message // with its ID; a large body is the queue's to keep
+	at    int64           // UnixNano
+	delay time.Duration   // on top of the message's own
+}
+
+// store waits for room if that is the policy, then stores p.m. It reports
+// whether p.m duplicates a message that was stored before.
+func (q *queue) store(ctx context.Context, g *gate, p publication) (duplicate bool, err error) {
+	size := messageSize(p.m)
+	key, dedups := q.dedupKey(p.m)
+	t := p.at
 	q.mu.Lock()
-	t := e.at
+	defer q.unlock()
 	q.advance(t)
-	var w *waiter
-	for {
+	for waited := false; ; waited = true {
 		if q.deleted.Load() {
-			q.unlock()
-			return "", broker.ErrNotFound
+			return false, broker.ErrNotFound
 		}
-		if key, ok := q.dedupKey(&e.msg); ok {
-			if id, found := q.dedup.find(key, t); found {
-				q.passSpace()
-				q.unlock()
-				return id, nil
-			}
+		if dedups && q.dedup.has(key, t) {
+			q.passSpace()
+			return true, nil
 		}
-		if !q.full(e.size) {
+		if !q.full(size) && (waited || q.space.n == 0) {
 			break
 		}
 		if q.refuses() {
-			n, bytes := q.length(), q.bytes
-			q.unlock()
-			return "", fmt.Errorf("%w: %d messages, %d bytes", broker.ErrFull, n, bytes)
+			return false, fmt.Errorf("%w: %d messages, %d bytes", broker.ErrFull, q.length(), q.bytes)
 		}
-		if w == nil {
-			w = newWaiter()
-		}
-		q.space.push(w)
-		q.arm(t)
-		q.unlock()
-		g.enter()
-		select {
-		case <-w.token:
-		case <-ctx.Done():
-			err = broker.ContextError(ctx)
-		case <-g.closed:
-			err = broker.ErrClosed
-		}
-		g.leave()
-		q.mu.Lock()
-		if err != nil {
-			if w.queued {
-				q.space.remove(w)
-			} else {
-				q.passSpace()
-			}
-			q.unlock()
-			return "", err
+		if err := q.waitForSpace(ctx, g, t, waited); err != nil {
+			return false, err
 		}
 		t = now()
 		q.advance(t)
 	}
-	if generate {
-		e.msg.ID = q.ids.next(t)
+	e := q.entry(p.m, t)
+	q.setDefaults(e)
+	if p.delay > 0 {
+		e.due = max(e.due, t+int64(p.delay))
 	}
-	if key, ok := q.dedupKey(&e.msg); ok {
-		q.dedup.add(key, e.msg.ID, t, q.srv.rules.caps.DedupWindow)
+	if dedups {
+		q.dedup.add(key, t, q.srv.rules.caps.DedupWindow)
 	}
 	q.admit(e, t)
 	q.passSpace()
 	q.arm(t)
+	return false, nil
+}
+
+// waitForSpace parks a publisher until there may be room; first in line if it
+// has waited before. q.mu is held, but not meanwhile.
+func (q *queue) waitForSpace(ctx context.Context, g *gate, now int64, again bool) (err error) {
+	w := newWaiter()
+	if again {
+		q.space.pushFront(w)
+	} else {
+		q.space.push(w)
+	}
+	q.arm(now)
 	q.unlock()
-	return "", nil
+	g.enter()
+	select {
+	case <-w.token:
+	case <-ctx.Done():
+		err = broker.ContextError(ctx)
+	case <-g.closed:
+		err = broker.ErrClosed
+	}
+	g.leave()
+	q.mu.Lock()
+	if err != nil && w.queued {
+		q.space.remove(w)
+	} else if err != nil {
+		q.passSpace()
+	}
+	return err
 }
 
 // refuses tells whether Publish fails at the bound rather than waits: always

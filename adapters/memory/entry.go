@@ -6,15 +6,13 @@ import (
 	"github.com/queuestream/broker"
 )
 
-// An entry is one stored message together with the Delivery that hands it out
-// for the first time, so that storing and delivering cost one allocation. Once
-// it was handed out, its Delivery belongs to the program: giving the message
-// back makes a new entry.
+// An entry is one stored message. Programs never see it: what they publish is
+// copied in, and each attempt is a Delivery with copies of its own. So the
+// queue uses entries and small bodies again once they are acknowledged.
 type entry struct {
-	msg  broker.Message // as stored; what a program does to d does not reach it
-	d    broker.Delivery
-	one  [1]*broker.Delivery // what Receive returns for a single delivery
-	copy []byte              // the room for d.Body, made with msg.Body; nil for large bodies
+	msg broker.Message
+	buf []byte           // msg.Body, if it is small: used again
+	d   *broker.Delivery // the attempt, while in flight
 
 	prev, next   *entry // in queue.fresh, or in the list of its holder
 	gprev, gnext *entry // in its group
@@ -45,73 +43,62 @@ const (
 	gone                  // in no queue
 )
 
-// entryOverhead is what a queue counts for a message on top of its bytes.
-const entryOverhead = 640
+const (
+	entryOverhead = 512  // what a queue counts for a message on top of its bytes
+	smallBody     = 4096 // bodies up to here are copied into buffers that are used again
+	spareEntries  = 1024 // entries that a queue keeps for that
+)
 
-// sharedCopy is the largest body whose stored and delivered copies share an allocation.
-const sharedCopy = 1024
+// messageSize is what a queue counts for m.
+func messageSize(m *broker.Message) int32 {
+	n := m.Size() + len(m.ID) + len(m.GroupID) + len(m.DedupID) + len(m.CorrelationID) + len(m.ReplyTo)
+	return int32(min(n, 1<<30) + entryOverhead)
+}
 
-// newEntry copies m; the caller may change it afterwards.
-func newEntry(m *broker.Message, now int64) *entry {
-	e := &entry{msg: *m, at: now}
-	n := len(m.Body)
-	switch {
+// set makes e the entry of m, accepted at a time; a large body is the entry's
+// to keep.
+func (e *entry) set(m *broker.Message, at int64) {
+	e.msg, e.at = *m, at
+	switch n := len(m.Body); {
 	case n == 0:
 		e.msg.Body = nil
-	case n <= sharedCopy:
-		buf := make([]byte, 2*n)
-		copy(buf, m.Body)
-		e.msg.Body, e.copy = buf[:n:n], buf[n:]
-	default:
-		e.msg.Body = append([]byte(nil), m.Body...)
+	case n <= smallBody:
+		e.buf = append(e.buf[:0], m.Body...)
+		e.msg.Body = e.buf
 	}
 	if len(m.Headers) > 0 {
 		e.msg.Headers = append(broker.Headers(nil), m.Headers...)
-	} else {
-		e.msg.Headers = nil
 	}
-	size := m.Size() + len(m.ID) + len(m.GroupID) + len(m.DedupID) + len(m.CorrelationID) + len(m.ReplyTo)
-	e.size = int32(min(size, 1<<30) + entryOverhead)
+	e.size = messageSize(m)
 	if m.TTL > 0 {
-		e.expires = now + int64(m.TTL)
+		e.expires = at + int64(m.TTL)
 	}
 	if m.Delay > 0 {
-		e.due = now + int64(m.Delay)
+		e.due = at + int64(m.Delay)
+	}
+}
+
+// newEntry returns an entry with copies of all that m has.
+func newEntry(m *broker.Message, at int64) *entry {
+	e := &entry{}
+	e.set(m, at)
+	if len(m.Body) > smallBody {
+		e.msg.Body = append([]byte(nil), m.Body...)
 	}
 	return e
 }
 
-// again returns a new entry for the same message, since e was handed out.
-func (e *entry) again() *entry {
-	return &entry{
-		msg: e.msg, group: e.group, at: e.at, expires: e.expires, seq: e.seq,
-		attempts: e.attempts, size: e.size,
-	}
-}
-
-// open fills in the Delivery for one attempt.
-func (e *entry) open(c *Consumer, slot int32, lease int64) *broker.Delivery {
-	e.attempts++
-	e.holder, e.policy, e.slot, e.state = c, &c.h.policy, slot, inFlight
-	d := &e.d
+// attempt fills in d, whose body is copied into room.
+func (e *entry) attempt(d *broker.Delivery, room []byte) {
 	d.Message = e.msg
-	if n := len(e.msg.Body); n > 0 {
-		if e.copy == nil {
-			e.copy = make([]byte, n)
-		}
-		copy(e.copy, e.msg.Body)
-		d.Body, e.copy = e.copy, nil
+	if n := copy(room, e.msg.Body); n > 0 {
+		d.Body = room[:n:n]
 	}
 	if len(e.msg.Headers) > 0 {
 		d.Headers = append(broker.Headers(nil), e.msg.Headers...)
 	}
 	d.Attempt = int(e.attempts)
 	d.Time = time.Unix(0, e.at)
-	d.Bind(c, uint64(slot), 0)
-	if lease != 0 {
-		d.SetLease(time.Unix(0, lease))
-	}
-	return d
 }
 
 // message returns a copy of what is stored, for Peek.

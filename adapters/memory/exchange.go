@@ -292,9 +292,11 @@ func (r *route) publish(ctx context.Context, m *broker.Message) error {
 	}
 	stored := false
 	for _, q := range queues {
-		e := newEntry(m, now())
-		q.setDefaults(e)
-		switch _, err := q.store(ctx, r.h.gate, e, false); {
+		c := *m
+		if len(c.Body) > smallBody {
+			c.Body = append([]byte(nil), c.Body...)
+		}
+		switch _, err := q.store(ctx, r.h.gate, publication{m: &c, at: now()}); {
 		case err == nil:
 			stored = true
 		case errors.Is(err, broker.ErrNotFound): // deleted meanwhile

@@ -90,10 +90,3 @@ func (f *faults) onPublish() publishFault {
 	}
 	return p
 }
-
-func (p *publishFault) due(at int64) int64 {
-	if p.delay == 0 {
-		return 0
-	}
-	return at + int64(p.delay)
-}

@@ -36,7 +36,7 @@ type Options struct {
 	Profile Profile // empty: Default
 
 	// MaxQueueBytes bounds what one queue holds: the bytes of its messages
-	// and about 640 for each. A single message always fits.
+	// and about 500 for each. A single message always fits.
 	// 0: 256 MiB; negative: no bound.
 	MaxQueueBytes int64
 	WhenFull      Full
@@ -103,6 +103,7 @@ type server struct {
 	opts   Options
 	rules  *rules
 	faults *faults // nil: none
+	ids    idSource
 
 	mu        sync.RWMutex
 	queues    map[string]*queue

@@ -48,48 +48,41 @@ func (h *Queue) Capabilities() broker.QueueCapabilities { return h.caps }
 // Publish stores a copy of m. At the queue's bound it waits or returns
 // ErrFull, as Options.WhenFull says.
 func (h *Queue) Publish(ctx context.Context, m broker.Message) (broker.Receipt, error) {
-	r, err := h.publish(ctx, &m)
-	if err != nil {
-		err = opError("publish", h.q.name, err)
-		if r.ID == "" {
-			r.ID = broker.NewID()
-		}
+	p := publication{m: &m, at: now()}
+	if m.ID == "" {
+		m.ID = h.q.srv.ids.next(p.at)
 	}
-	return r, err
+	duplicate, err := h.publish(ctx, p)
+	return broker.Receipt{ID: m.ID, Duplicate: duplicate}, opError("publish", h.q.name, err)
 }
 
-func (h *Queue) publish(ctx context.Context, m *broker.Message) (broker.Receipt, error) {
-	r := broker.Receipt{ID: m.ID}
+func (h *Queue) publish(ctx context.Context, p publication) (duplicate bool, err error) {
 	if ctx.Err() != nil {
-		return r, broker.ContextError(ctx)
+		return false, broker.ContextError(ctx)
 	}
 	if h.gate.ended() {
-		return r, broker.ErrClosed
+		return false, broker.ErrClosed
 	}
-	if err := broker.ValidateMessage(m, &h.caps); err != nil {
-		return r, err
+	if err := broker.ValidateMessage(p.m, &h.caps); err != nil {
+		return false, err
 	}
-	e := newEntry(m, now())
-	h.q.setDefaults(e)
-	var fault publishFault
-	if f := h.q.srv.faults; f != nil {
-		if fault = f.onPublish(); fault.err != nil {
-			return r, fault.err
-		}
-		e.due = max(e.due, fault.due(e.at))
+	if len(p.m.Body) > smallBody {
+		p.m.Body = append([]byte(nil), p.m.Body...)
 	}
-	first, err := h.q.store(ctx, h.gate, e, m.ID == "")
-	r.ID = e.msg.ID
-	if err == nil && first != "" {
-		if r.ID == "" {
-			r.ID = first
-		}
-		r.Duplicate = true
+	f := h.q.srv.faults
+	if f == nil {
+		return h.q.store(ctx, h.gate, p)
 	}
+	fault := f.onPublish()
+	if fault.err != nil {
+		return false, fault.err
+	}
+	p.delay = fault.delay
+	duplicate, err = h.q.store(ctx, h.gate, p)
 	if err == nil && fault.loseAnswer {
 		err = broker.UnknownOutcome(broker.ErrUnavailable)
 	}
-	return r, err
+	return duplicate, err
 }
 
 // setDefaults applies the queue's own delay and time to live.

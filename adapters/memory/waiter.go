@@ -34,6 +34,17 @@ func (l *waitList) push(w *waiter) {
 	l.n++
 }
 
+func (l *waitList) pushFront(w *waiter) {
+	w.prev, w.next, w.queued = nil, l.head, true
+	if l.head == nil {
+		l.tail = w
+	} else {
+		l.head.prev = w
+	}
+	l.head = w
+	l.n++
+}
+
 func (l *waitList) remove(w *waiter) {
 	if w.prev == nil {
 		l.head = w.next
