@@ -1,0 +1,2 @@
+// Package sqs implements broker.Queue on Amazon SQS.
+package sqs

@@ -1,0 +1,211 @@
+package sqs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/smithy-go"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
+
+	"github.com/queuestream/broker"
+)
+
+const adapterName = "sqs"
+
+// A failure is a request's or an entry's error, judged.
+type failure struct {
+	kind  error // a sentinel of package broker, or nil
+	err   error // the service's or the client's own
+	retry bool  // the same request may succeed later
+	maybe bool  // the request may have been carried out
+}
+
+func (f *failure) Error() string { return f.cause().Error() }
+
+func (f *failure) Unwrap() error { return f.cause() }
+
+func (f *failure) cause() error {
+	switch {
+	case f.kind == nil:
+		return f.err
+	case f.err == nil:
+		return f.kind
+	}
+	return fmt.Errorf("%w: %w", f.kind, f.err)
+}
+
+// codes are the error codes of SQS, SNS, STS and AWS's common ones, by
+// https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/CommonErrors.html
+// and the operations' pages. An entry's SenderFault is not asked: throttling
+// arrives with true as well.
+var codes = map[string]failure{
+	"QueueDoesNotExist":                       {kind: broker.ErrNotFound},
+	"AWS.SimpleQueueService.NonExistentQueue": {kind: broker.ErrNotFound},
+	"NotFound":                  {kind: broker.ErrNotFound},
+	"NotFoundException":         {kind: broker.ErrNotFound},
+	"ResourceNotFoundException": {kind: broker.ErrNotFound},
+	"QueueNameExists":           {kind: broker.ErrConflict},
+	"QueueAlreadyExists":        {kind: broker.ErrConflict},
+
+	"AccessDenied":                        {kind: broker.ErrUnauthorized},
+	"AccessDeniedException":               {kind: broker.ErrUnauthorized},
+	"AuthorizationError":                  {kind: broker.ErrUnauthorized},
+	"AuthorizationErrorException":         {kind: broker.ErrUnauthorized},
+	"ExpiredToken":                        {kind: broker.ErrUnauthorized},
+	"ExpiredTokenException":               {kind: broker.ErrUnauthorized},
+	"IncompleteSignature":                 {kind: broker.ErrUnauthorized},
+	"InvalidAccessKeyId":                  {kind: broker.ErrUnauthorized},
+	"InvalidClientTokenId":                {kind: broker.ErrUnauthorized},
+	"InvalidSecurity":                     {kind: broker.ErrUnauthorized},
+	"InvalidSignatureException":           {kind: broker.ErrUnauthorized},
+	"KmsAccessDenied":                     {kind: broker.ErrUnauthorized},
+	"MissingAuthenticationToken":          {kind: broker.ErrUnauthorized},
+	"NotAuthorized":                       {kind: broker.ErrUnauthorized},
+	"OptInRequired":                       {kind: broker.ErrUnauthorized},
+	"SignatureDoesNotMatch":               {kind: broker.ErrUnauthorized},
+	"UnauthorizedOperation":               {kind: broker.ErrUnauthorized},
+	"UnrecognizedClientException":         {kind: broker.ErrUnauthorized},
+	"MissingAuthenticationTokenException": {kind: broker.ErrUnauthorized},
+
+	"InvalidAddress":                              {kind: broker.ErrInvalid},
+	"InvalidAttributeName":                        {kind: broker.ErrInvalid},
+	"InvalidAttributeValue":                       {kind: broker.ErrInvalid},
+	"InvalidIdFormat":                             {kind: broker.ErrInvalid},
+	"InvalidMessageContents":                      {kind: broker.ErrInvalid},
+	"InvalidParameter":                            {kind: broker.ErrInvalid},
+	"InvalidParameterException":                   {kind: broker.ErrInvalid},
+	"InvalidParameterValue":                       {kind: broker.ErrInvalid},
+	"MissingParameter":                            {kind: broker.ErrInvalid},
+	"ParameterValueInvalid":                       {kind: broker.ErrInvalid},
+	"ValidationError":                             {kind: broker.ErrInvalid},
+	"ValidationException":                         {kind: broker.ErrInvalid},
+	"UnsupportedOperation":                        {kind: broker.ErrUnsupported},
+	"AWS.SimpleQueueService.UnsupportedOperation": {kind: broker.ErrUnsupported},
+	"BatchRequestTooLong":                         {kind: broker.ErrTooLarge},
+	"AWS.SimpleQueueService.BatchRequestTooLong":  {kind: broker.ErrTooLarge},
+
+	"ReceiptHandleIsInvalid":                    {kind: broker.ErrLeaseLost},
+	"MessageNotInflight":                        {kind: broker.ErrLeaseLost},
+	"AWS.SimpleQueueService.MessageNotInflight": {kind: broker.ErrLeaseLost},
+
+	"InternalError":           {kind: broker.ErrUnavailable, retry: true, maybe: true},
+	"InternalFailure":         {kind: broker.ErrUnavailable, retry: true, maybe: true},
+	"InternalServerError":     {kind: broker.ErrUnavailable, retry: true, maybe: true},
+	"RequestTimeout":          {kind: broker.ErrUnavailable, retry: true, maybe: true},
+	"RequestTimeoutException": {kind: broker.ErrUnavailable, retry: true, maybe: true},
+	"KmsThrottled":            {kind: broker.ErrUnavailable, retry: true},
+	"KMSThrottling":           {kind: broker.ErrUnavailable, retry: true},
+	"PurgeQueueInProgress":    {kind: broker.ErrUnavailable},
+	"AWS.SimpleQueueService.PurgeQueueInProgress": {kind: broker.ErrUnavailable},
+	"OverLimit":            {kind: broker.ErrUnavailable, retry: true},
+	"QueueDeletedRecently": {kind: broker.ErrUnavailable, retry: true},
+	"AWS.SimpleQueueService.QueueDeletedRecently": {kind: broker.ErrUnavailable, retry: true},
+	"RequestExpired":            {kind: broker.ErrUnavailable, retry: true},
+	"RequestLimitExceeded":      {kind: broker.ErrUnavailable, retry: true},
+	"RequestThrottled":          {kind: broker.ErrUnavailable, retry: true},
+	"RequestThrottledException": {kind: broker.ErrUnavailable, retry: true},
+	"RequestTimeTooSkewed":      {kind: broker.ErrUnavailable, retry: true},
+	"ServiceUnavailable":        {kind: broker.ErrUnavailable, retry: true, maybe: true},
+	"Throttled":                 {kind: broker.ErrUnavailable, retry: true},
+	"ThrottledException":        {kind: broker.ErrUnavailable, retry: true},
+	"Throttling":                {kind: broker.ErrUnavailable, retry: true},
+	"ThrottlingException":       {kind: broker.ErrUnavailable, retry: true},
+	"TooManyRequestsException":  {kind: broker.ErrUnavailable, retry: true},
+}
+
+// judge says what err, of a whole request, means. ctx is the request's own.
+func (b *Broker) judge(ctx context.Context, err error) *failure {
+	if err == nil {
+		return nil
+	}
+	if f, ok := errors.AsType[*failure](err); ok {
+		return f
+	}
+	if api, ok := errors.AsType[smithy.APIError](err); ok {
+		if f, ok := codes[plainCode(api.ErrorCode())]; ok {
+			f.err = err
+			return &f
+		}
+	}
+	if resp, ok := errors.AsType[*smithyhttp.ResponseError](err); ok {
+		f := &failure{err: err}
+		switch status := resp.HTTPStatusCode(); {
+		case status == http.StatusTooManyRequests:
+			f.kind, f.retry = broker.ErrUnavailable, true
+		case status >= 500, status < 300: // 2xx: an answer that cannot be read
+			f.kind, f.retry, f.maybe = broker.ErrUnavailable, true, true
+		case status == http.StatusUnauthorized, status == http.StatusForbidden:
+			f.kind = broker.ErrUnauthorized
+		case status == http.StatusRequestEntityTooLarge:
+			f.kind = broker.ErrTooLarge
+		case status == http.StatusNotFound:
+			f.kind = broker.ErrNotFound
+		default:
+			f.kind = broker.ErrInvalid
+		}
+		return f
+	}
+	if _, ok := errors.AsType[*smithy.SerializationError](err); ok {
+		return &failure{kind: broker.ErrInvalid, err: err}
+	}
+	if _, ok := errors.AsType[smithy.InvalidParamsError](err); ok {
+		return &failure{kind: broker.ErrInvalid, err: err}
+	}
+	if _, ok := errors.AsType[*smithyhttp.RequestSendError](err); ok {
+		return &failure{kind: broker.ErrUnavailable, err: err, retry: true, maybe: !neverSent(err)}
+	}
+	// What fails before sending is, above all, that there are no credentials.
+	if b.cfg.Credentials != nil && ctx.Err() == nil {
+		if _, cerr := b.cfg.Credentials.Retrieve(ctx); cerr != nil && ctx.Err() == nil {
+			return &failure{kind: broker.ErrUnauthorized, err: err}
+		}
+	}
+	return &failure{kind: broker.ErrUnavailable, err: err, retry: true, maybe: true}
+}
+
+// plainCode returns an error code without the namespace and the URI that the
+// JSON protocols may put around it.
+func plainCode(code string) string {
+	code = code[strings.LastIndexByte(code, '#')+1:]
+	code, _, _ = strings.Cut(code, ":")
+	return code
+}
+
+// judgeEntry says what a failed entry of a batch means.
+func judgeEntry(code, message *string) *failure {
+	f, ok := codes[plainCode(aws.ToString(code))]
+	if !ok {
+		f = failure{kind: broker.ErrInvalid}
+	}
+	f.err = &smithy.GenericAPIError{Code: aws.ToString(code), Message: aws.ToString(message)}
+	return &f
+}
+
+// fail wraps err for the caller. Errors that carry an *Error pass.
+func fail(op, name string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, ok := errors.AsType[*broker.Error](err); ok {
+		return err
+	}
+	temporary := errors.Is(err, broker.ErrUnavailable)
+	return &broker.Error{Op: op, Adapter: adapterName, Name: name, Temporary: temporary, Err: err}
+}
+
+// gaveUp is the error of a call whose ctx ended while it was being retried;
+// last is the latest failure.
+func gaveUp(ctx context.Context, last *failure, maybe bool) error {
+	err := broker.ContextError(ctx)
+	if last != nil {
+		err = fmt.Errorf("%w, after %w", err, last.err)
+	}
+	if maybe {
+		return broker.UnknownOutcome(err)
+	}
+	return err
+}

@@ -1,0 +1,286 @@
+package sqs
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/queuestream/broker"
+)
+
+// batchEntries is the most entries that a batch request of SQS or SNS takes.
+const batchEntries = 10
+
+// batchIDs are the ids of a batch's entries.
+var batchIDs = [batchEntries]string{"0", "1", "2", "3", "4", "5", "6", "7", "8", "9"}
+
+// batchIndex returns the entry that id names, of n, or -1.
+func batchIndex(id *string, n int) int {
+	if id == nil {
+		return -1
+	}
+	i, err := strconv.Atoi(*id)
+	if err != nil || i < 0 || i >= n {
+		return -1
+	}
+	return i
+}
+
+// An outgoing is an entry of a batch to be. It carries its caller's context,
+// since a batch serves several callers: one that has given up is not sent.
+type outgoing struct {
+	ctx context.Context
+	wire
+}
+
+type sent = broker.Result[string] // the value is the sequence number, or the service's message id
+
+// A sender coalesces sends into batches and tries failed entries again until
+// their caller's context ends.
+type sender struct {
+	b       *Broker
+	batcher *broker.Batcher[outgoing, string]
+	chain   bool // messages of a group go one after the other
+}
+
+// newSender returns a sender over call, which carries out one request and sets
+// a result for each entry; an error is the whole request's.
+func newSender(b *Broker, maxBytes int, fifo bool,
+	call func(ctx context.Context, items []outgoing, results []sent) error,
+) *sender {
+	s := &sender{b: b, chain: fifo && !b.o.BatchGroups}
+	o := broker.BatcherOptions[outgoing, string]{
+		MaxItems:    batchEntries,
+		MaxBytes:    maxBytes,
+		Size:        func(i outgoing) int { return i.size },
+		MaxInFlight: b.o.SendConcurrency,
+		Send: func(ctx context.Context, items []outgoing, results []sent) {
+			s.send(ctx, items, results, call)
+		},
+	}
+	if fifo {
+		o.Key = func(i outgoing) string { return i.group }
+		o.OnePerKey = !b.o.BatchGroups
+	}
+	s.batcher = broker.NewBatcher(o)
+	return s
+}
+
+// send carries out one batch: one request, and more where the service finds
+// the batch too long.
+func (s *sender) send(ctx context.Context, items []outgoing, results []sent,
+	call func(ctx context.Context, items []outgoing, results []sent) error,
+) {
+	live, at := items, []int(nil)
+	for i := range items {
+		if err := broker.ContextError(items[i].ctx); err != nil && at == nil {
+			live, at = make([]outgoing, 0, len(items)), make([]int, 0, len(items))
+			for j := range i {
+				live, at = append(live, items[j]), append(at, j)
+			}
+			results[i].Err = err
+		} else if err != nil {
+			results[i].Err = err
+		} else if at != nil {
+			live, at = append(live, items[i]), append(at, i)
+		}
+	}
+	if at == nil {
+		s.request(ctx, live, results, call)
+		return
+	}
+	if len(live) == 0 {
+		return
+	}
+	out := make([]sent, len(live))
+	s.request(ctx, live, out, call)
+	for j, i := range at {
+		results[i] = out[j]
+	}
+}
+
+func (s *sender) request(ctx context.Context, items []outgoing, results []sent,
+	call func(ctx context.Context, items []outgoing, results []sent) error,
+) {
+	rctx, cancel := context.WithTimeout(ctx, s.b.o.RequestTimeout)
+	err := call(rctx, items, results)
+	cancel()
+	if err == nil {
+		return
+	}
+	f := s.b.judge(ctx, err)
+	if errors.Is(f.kind, broker.ErrTooLarge) && len(items) > 1 {
+		half := len(items) / 2
+		s.request(ctx, items[:half], results[:half], call)
+		s.request(ctx, items[half:], results[half:], call)
+		return
+	}
+	for i := range results {
+		results[i].Err = f
+	}
+}
+
+// one sends one message.
+func (s *sender) one(ctx context.Context, w wire) (string, error) {
+	maybe := false
+	for try := 1; ; try++ {
+		seq, err := s.batcher.Do(ctx, outgoing{ctx, w})
+		f, ok := errors.AsType[*failure](err)
+		if !ok || !f.retry {
+			return seq, settled(err, maybe)
+		}
+		maybe = maybe || f.maybe
+		if !pause(ctx, backoff(try)) {
+			return "", gaveUp(ctx, f, maybe)
+		}
+	}
+}
+
+// settled is the error of a call that is not tried again.
+func settled(err error, maybe bool) error {
+	f, ok := errors.AsType[*failure](err)
+	if ok {
+		err = f.cause()
+	}
+	if maybe && (!ok || f.kind == nil) {
+		return broker.UnknownOutcome(err)
+	}
+	return err
+}
+
+// many sends what has no error in errs yet, and sets seqs and errs.
+func (s *sender) many(ctx context.Context, ws []wire, seqs []string, errs []error) {
+	p := &publication{
+		s: s, ctx: ctx, ws: ws, seqs: seqs, errs: errs,
+		state: make([]publishing, len(ws)),
+		done:  make(chan struct{}),
+	}
+	first := p.order()
+	if p.left == 0 {
+		return
+	}
+	for _, i := range first {
+		p.submit(i)
+	}
+	select {
+	case <-p.done:
+	case <-ctx.Done():
+		p.abandon()
+	}
+}
+
+// A publication is one PublishBatch under way. Of each group of a FIFO queue
+// one message is under way at a time; the next follows once that has its
+// result. Everything else goes at once. mu guards all below it.
+type publication struct {
+	s    *sender
+	ctx  context.Context // of the call that the publication is
+	ws   []wire
+	done chan struct{}
+
+	mu    sync.Mutex
+	seqs  []string
+	errs  []error
+	state []publishing
+	left  int
+	ended bool // the caller has gone: nothing is written any more
+}
+
+type publishing struct {
+	next  int32 // of the group; 0: none (the first is nobody's next)
+	tries int16
+	sent  bool
+	maybe bool
+	done  bool
+}
+
+// order links the messages of each group and returns what may go at once.
+func (p *publication) order() []int {
+	first := make([]int, 0, len(p.ws))
+	last := map[string]int{}
+	for i := range p.ws {
+		if p.errs[i] != nil {
+			p.state[i].done = true
+			continue
+		}
+		p.left++
+		if group := p.ws[i].group; p.s.chain && group != "" {
+			before, ok := last[group]
+			last[group] = i
+			if ok {
+				p.state[before].next = int32(i)
+				continue
+			}
+		}
+		first = append(first, i)
+	}
+	return first
+}
+
+// submit hands message i to the batcher, or, once that is closed or ctx has
+// ended, it and its successors to their end.
+func (p *publication) submit(i int) {
+	for i >= 0 {
+		p.mu.Lock()
+		p.state[i].sent = true
+		p.mu.Unlock()
+		err := p.s.batcher.Go(p.ctx, outgoing{p.ctx, p.ws[i]}, func(seq string, err error) {
+			p.submit(p.finish(i, seq, err))
+		})
+		if err == nil {
+			return
+		}
+		p.mu.Lock()
+		p.state[i].sent = false
+		p.mu.Unlock()
+		i = p.finish(i, "", err)
+	}
+}
+
+// finish takes the result of message i and returns what may go now, or -1.
+func (p *publication) finish(i int, seq string, err error) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	st := &p.state[i]
+	if st.done || p.ended {
+		return -1
+	}
+	if f, ok := errors.AsType[*failure](err); ok && f.retry && p.ctx.Err() == nil {
+		st.tries++
+		st.sent = false
+		st.maybe = st.maybe || f.maybe
+		time.AfterFunc(backoff(int(st.tries)), func() { p.submit(i) })
+		return -1
+	}
+	st.done = true
+	p.seqs[i], p.errs[i] = seq, settled(err, st.maybe)
+	if p.left--; p.left == 0 {
+		close(p.done)
+	}
+	if st.next == 0 {
+		return -1
+	}
+	return int(st.next)
+}
+
+// abandon ends the publication since ctx has ended.
+func (p *publication) abandon() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ended = true
+	err := broker.ContextError(p.ctx)
+	for i := range p.state {
+		switch st := p.state[i]; {
+		case st.done:
+		case st.sent || st.maybe:
+			p.errs[i] = broker.UnknownOutcome(err)
+		default:
+			p.errs[i] = err
+		}
+	}
+}
+
+// close waits until all is answered or ctx ends, then ends the rest.
+func (s *sender) close(ctx context.Context) error { return s.batcher.Close(ctx) }

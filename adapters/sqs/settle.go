@@ -1,0 +1,161 @@
+package sqs
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	awssqs "github.com/aws/aws-sdk-go-v2/service/sqs"
+	"github.com/aws/aws-sdk-go-v2/service/sqs/types"
+
+	"github.com/queuestream/broker"
+)
+
+// A settlement is an entry of a batch of deletes or of visibility changes.
+type settlement struct {
+	receipt string
+	seconds int32
+}
+
+type none = struct{}
+
+type settleBatcher = broker.Batcher[settlement, none]
+
+// A settler coalesces deletes and visibility changes of one queue.
+type settler struct {
+	b       *Broker
+	deletes *settleBatcher
+	changes *settleBatcher
+}
+
+func newSettler(b *Broker, t *target) *settler {
+	s := &settler{b: b}
+	s.deletes = s.batcher(func(ctx context.Context, items []settlement) ([]types.BatchResultErrorEntry, int, error) {
+		entries := make([]types.DeleteMessageBatchRequestEntry, len(items))
+		for i := range items {
+			entries[i] = types.DeleteMessageBatchRequestEntry{Id: &batchIDs[i], ReceiptHandle: &items[i].receipt}
+		}
+		out, err := b.sqs.DeleteMessageBatch(ctx, &awssqs.DeleteMessageBatchInput{QueueUrl: &t.url, Entries: entries})
+		if err != nil {
+			return nil, 0, err
+		}
+		return out.Failed, len(out.Successful), nil
+	})
+	s.changes = s.batcher(func(ctx context.Context, items []settlement) ([]types.BatchResultErrorEntry, int, error) {
+		entries := make([]types.ChangeMessageVisibilityBatchRequestEntry, len(items))
+		for i := range items {
+			entries[i] = types.ChangeMessageVisibilityBatchRequestEntry{
+				Id: &batchIDs[i], ReceiptHandle: &items[i].receipt, VisibilityTimeout: items[i].seconds,
+			}
+		}
+		out, err := b.sqs.ChangeMessageVisibilityBatch(ctx,
+			&awssqs.ChangeMessageVisibilityBatchInput{QueueUrl: &t.url, Entries: entries})
+		if err != nil {
+			return nil, 0, err
+		}
+		return out.Failed, len(out.Successful), nil
+	})
+	return s
+}
+
+func (s *settler) batcher(
+	call func(ctx context.Context, items []settlement) (failed []types.BatchResultErrorEntry, ok int, err error),
+) *settleBatcher {
+	return broker.NewBatcher(broker.BatcherOptions[settlement, none]{
+		MaxItems:    batchEntries,
+		MaxInFlight: s.b.o.SendConcurrency,
+		Send: func(ctx context.Context, items []settlement, results []broker.Result[none]) {
+			rctx, cancel := context.WithTimeout(ctx, s.b.o.RequestTimeout)
+			failed, ok, err := call(rctx, items)
+			cancel()
+			if err != nil {
+				f := s.b.judge(ctx, err)
+				for i := range results {
+					results[i].Err = f
+				}
+				return
+			}
+			if ok+len(failed) != len(items) { // cannot tell which are done
+				for i := range results {
+					results[i].Err = unanswered
+				}
+			}
+			for i := range failed {
+				if j := batchIndex(failed[i].Id, len(items)); j >= 0 {
+					results[j].Err = lost(judgeEntry(failed[i].Code, failed[i].Message))
+				}
+			}
+		},
+	})
+}
+
+// lost reads a receipt handle's expiry, which SQS reports as an invalid
+// parameter (DeleteMessage on FIFO queues, ChangeMessageVisibility): the
+// handle is the only parameter here that can be wrong.
+func lost(f *failure) *failure {
+	if errors.Is(f.kind, broker.ErrInvalid) {
+		f.kind = broker.ErrLeaseLost
+	}
+	return f
+}
+
+// one carries out one settlement, again until ctx or the lease ends.
+func (s *settler) one(ctx context.Context, to *settleBatcher, item settlement, lease time.Time) error {
+	for try := 1; ; try++ {
+		_, err := to.Do(ctx, item)
+		f, ok := errors.AsType[*failure](err)
+		if !ok {
+			return err
+		}
+		if !f.retry {
+			return f.cause()
+		}
+		wait := backoff(try)
+		if !time.Now().Add(wait).Before(lease) {
+			return f.cause()
+		}
+		if !pause(ctx, wait) {
+			return gaveUp(ctx, f, f.maybe)
+		}
+	}
+}
+
+// many does the same for several; errs[i] is set for items[i].
+func (s *settler) many(ctx context.Context, to *settleBatcher, items []settlement, leases []time.Time) []error {
+	errs := make([]error, len(items))
+	index := make([]int, len(items))
+	for i := range index {
+		index[i] = i
+	}
+	for try := 1; len(items) > 0; try++ {
+		var again []settlement
+		var at []int
+		wait := backoff(try)
+		var worst *failure
+		for j, r := range to.DoAll(ctx, items) {
+			i := index[j]
+			errs[i] = r.Err
+			f, ok := errors.AsType[*failure](r.Err)
+			if !ok {
+				continue
+			}
+			errs[i] = f.cause()
+			if f.retry && time.Now().Add(wait).Before(leases[i]) {
+				again, at, worst = append(again, items[j]), append(at, i), f
+			}
+		}
+		items, index = again, at
+		if len(items) > 0 && !pause(ctx, wait) {
+			for _, i := range index {
+				errs[i] = gaveUp(ctx, worst, worst.maybe)
+			}
+			break
+		}
+	}
+	return errs
+}
+
+func (s *settler) close(ctx context.Context) {
+	_ = s.deletes.Close(ctx) // ctx's error: what was not sent failed with ErrClosed
+	_ = s.changes.Close(ctx)
+}
