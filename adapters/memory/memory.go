@@ -157,12 +157,16 @@ func Open(ctx context.Context, opts *Options) (*Broker, error) {
 // OpenURL opens "memory://name". Its parameters, all optional, are profile,
 // seed, full (block or refuse), max-queue-bytes, max-partition-bytes,
 // session-timeout, rebalance-timeout and transaction-timeout.
-func OpenURL(ctx context.Context, rawURL string) (*Broker, error) {
+func OpenURL(ctx context.Context, rawURL string) (broker.Broker, error) {
 	o, err := parseURL(rawURL)
 	if err != nil {
 		return nil, opError("open", "", err)
 	}
-	return Open(ctx, o)
+	b, err := Open(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	return b, nil
 }
 
 func parseURL(rawURL string) (*Options, error) {

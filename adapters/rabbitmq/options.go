@@ -144,7 +144,7 @@ func redact(err error, u string) error {
 // OpenURL is Open with one endpoint and the default options. The query of
 // rawURL is RabbitMQ's own (https://www.rabbitmq.com/docs/uri-query-parameters)
 // and "management=http://host:15672".
-func OpenURL(ctx context.Context, rawURL string) (*Broker, error) {
+func OpenURL(ctx context.Context, rawURL string) (broker.Broker, error) {
 	o := &Options{URLs: []string{rawURL}}
 	if u, err := url.Parse(rawURL); err == nil {
 		q := u.Query()
@@ -153,5 +153,9 @@ func OpenURL(ctx context.Context, rawURL string) (*Broker, error) {
 		u.RawQuery = q.Encode()
 		o.URLs[0] = u.String()
 	}
-	return Open(ctx, o)
+	b, err := Open(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	return b, nil
 }

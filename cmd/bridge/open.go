@@ -32,26 +32,15 @@ func (f configFlag) load() (*bridge.Config, error) {
 func openers() bridge.Openers {
 	return bridge.Openers{
 		Brokers: broker.Openers{
-			"kafka":  opener(kafka.OpenURL),
-			"sqs":    opener(sqs.OpenURL),
-			"amqp":   opener(rabbitmq.OpenURL),
-			"amqps":  opener(rabbitmq.OpenURL),
-			"memory": opener(memory.OpenURL),
+			"kafka":  kafka.OpenURL,
+			"sqs":    sqs.OpenURL,
+			"amqp":   rabbitmq.OpenURL,
+			"amqps":  rabbitmq.OpenURL,
+			"memory": memory.OpenURL,
 		},
 		Blobs: map[string]func(context.Context, string) (blob.Store, error){
 			"s3": func(ctx context.Context, url string) (blob.Store, error) { return s3.OpenURL(ctx, url) },
 		},
-	}
-}
-
-// opener lets a function that returns a concrete broker be one of the Openers.
-func opener[B broker.Broker](open func(context.Context, string) (B, error)) func(context.Context, string) (broker.Broker, error) {
-	return func(ctx context.Context, url string) (broker.Broker, error) {
-		b, err := open(ctx, url)
-		if err != nil {
-			return nil, err
-		}
-		return b, nil
 	}
 }
 

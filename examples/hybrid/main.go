@@ -75,13 +75,9 @@ func run(ctx context.Context, out io.Writer, streamURL, queueURL string, orders 
 
 func open(ctx context.Context, url string) (broker.Broker, error) {
 	return broker.Openers{
-		"memory": opener(memory.OpenURL),
-		"kafka":  opener(kafka.OpenURL),
-		"sqs":    opener(sqs.OpenURL),
-		"amqp":   opener(rabbitmq.OpenURL),
+		"memory": memory.OpenURL,
+		"kafka":  kafka.OpenURL,
+		"sqs":    sqs.OpenURL,
+		"amqp":   rabbitmq.OpenURL,
 	}.Open(ctx, url)
-}
-
-func opener[B broker.Broker](open func(context.Context, string) (B, error)) func(context.Context, string) (broker.Broker, error) {
-	return func(ctx context.Context, url string) (broker.Broker, error) { return open(ctx, url) }
 }

@@ -85,10 +85,12 @@ func declareOnce(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, q.Close()) }()
+	streams, _ := broker.As[broker.Admin](k)
+	queues, _ := broker.As[broker.Admin](q)
 	return errors.Join(
-		k.DeclareStream(ctx, stream, broker.StreamConfig{Partitions: 3}),
-		q.DeclareQueue(ctx, dead, broker.QueueConfig{Ordered: true, Dedup: true}),
-		q.DeclareQueue(ctx, queue, broker.QueueConfig{Ordered: true, Dedup: true, DeadLetter: dead, MaxAttempts: 5}),
+		streams.DeclareStream(ctx, stream, broker.StreamConfig{Partitions: 3}),
+		queues.DeclareQueue(ctx, dead, broker.QueueConfig{Ordered: true, Dedup: true}),
+		queues.DeclareQueue(ctx, queue, broker.QueueConfig{Ordered: true, Dedup: true, DeadLetter: dead, MaxAttempts: 5}),
 	)
 }
 
