@@ -27,16 +27,16 @@ type C struct {
 	cancel context.CancelFunc
 	rng    *rand.Rand
 
-	broker broker.Broker
+	broker     broker.Broker
+	deadLetter broker.Queue // of the case's queue, where it has one
 
-	mu       sync.Mutex
-	result   Result
-	sealed   bool // the result was taken
-	cleanup  []func(ctx context.Context) error
-	faults   []Injection
-	handles  []handle
-	released bool
-	group    sync.WaitGroup
+	mu      sync.Mutex
+	result  Result
+	sealed  bool // the result was taken
+	cleanup []func(ctx context.Context) error
+	faults  []Injection
+	handles []handle
+	group   sync.WaitGroup
 }
 
 type handle struct {
@@ -234,6 +234,10 @@ func (c *C) Sleep(d time.Duration) {
 	}
 }
 
+// pass lets a little time pass: work that a case simulates, or a pause before
+// a call is tried again.
+func (c *C) pass(d time.Duration) { c.Until(d, func() bool { return false }) }
+
 // Eventually waits until cond is true, and ends the case if it is not within
 // Harness.Soon.
 func (c *C) Eventually(what string, cond func() bool) {
@@ -250,7 +254,7 @@ func (c *C) Until(d time.Duration, cond func() bool) bool {
 		if cond() {
 			return true
 		}
-		t := time.NewTimer(wait)
+		t := time.NewTimer(min(wait, d))
 		select {
 		case <-t.C:
 		case <-ctx.Done():

@@ -10,12 +10,21 @@ import (
 // DeclareQueue declares and opens a queue of its own for the case, deleted
 // after it. config edits the harness' default; nil: as it is.
 func (c *C) DeclareQueue(config func(c *C, cfg *broker.QueueConfig)) broker.Queue {
-	q, err := c.declareQueue(config)
+	return c.DeclareQueueOn(c.broker, config)
+}
+
+// DeclareQueueOn does what DeclareQueue does on another broker.
+func (c *C) DeclareQueueOn(b broker.Broker, config func(c *C, cfg *broker.QueueConfig)) broker.Queue {
+	q, err := c.declareQueue(b, config)
 	c.Must(err, "declare a queue")
 	return q
 }
 
-func (c *C) declareQueue(config func(c *C, cfg *broker.QueueConfig)) (broker.Queue, error) {
+func (c *C) declareQueue(b broker.Broker, config func(c *C, cfg *broker.QueueConfig)) (broker.Queue, error) {
+	admin, ok := broker.As[broker.Admin](b)
+	if !ok {
+		c.Skip("the broker has no broker.Admin, which the suite declares its queues with")
+	}
 	var cfg broker.QueueConfig
 	if config != nil {
 		config(c, &cfg)
@@ -32,16 +41,15 @@ func (c *C) declareQueue(config func(c *C, cfg *broker.QueueConfig)) (broker.Que
 	name := c.Name(kind)
 	ctx, cancel := c.Soon()
 	defer cancel()
-	admin := c.Admin()
 	if err := admin.DeclareQueue(ctx, name, cfg); err != nil {
 		return nil, err
 	}
-	c.Cleanup(func(ctx context.Context) error { return admin.DeleteQueue(ctx, name) })
-	return c.openQueue(ctx, name, nil)
+	c.Cleanup(c.deletion(admin, name))
+	return c.openQueue(ctx, b, name, nil)
 }
 
-func (c *C) openQueue(ctx context.Context, name string, opts *broker.QueueOptions) (broker.Queue, error) {
-	q, err := c.broker.Queue(ctx, name, opts)
+func (c *C) openQueue(ctx context.Context, b broker.Broker, name string, opts *broker.QueueOptions) (broker.Queue, error) {
+	q, err := b.Queue(ctx, name, opts)
 	if err != nil {
 		return nil, err
 	}
@@ -49,11 +57,11 @@ func (c *C) openQueue(ctx context.Context, name string, opts *broker.QueueOption
 	return q, nil
 }
 
-// OpenQueue opens a queue again with other options.
-func (c *C) OpenQueue(name string, opts *broker.QueueOptions) broker.Queue {
+// OpenQueue opens a queue again, through another client or with other options.
+func (c *C) OpenQueue(b broker.Broker, name string, opts *broker.QueueOptions) broker.Queue {
 	ctx, cancel := c.Soon()
 	defer cancel()
-	q, err := c.openQueue(ctx, name, opts)
+	q, err := c.openQueue(ctx, b, name, opts)
 	c.Must(err, "open the queue %s", name)
 	return q
 }
@@ -150,5 +158,15 @@ func (c *C) drained(name string) {
 	})
 	if !empty {
 		c.Errorf("the queue cannot be drained: %+v", stats)
+	}
+}
+
+// deletion returns a clean-up that deletes a queue.
+func (c *C) deletion(admin broker.Admin, name string) func(context.Context) error {
+	return func(ctx context.Context) error {
+		if err := admin.DeleteQueue(ctx, name); !errors.Is(err, broker.ErrClosed) {
+			return err
+		}
+		return nil // an embedded broker that the case has closed
 	}
 }

@@ -86,7 +86,7 @@ func Cases() []Case {
 func queueCases() map[int]QueueCase {
 	all := map[int]QueueCase{}
 	for _, group := range []map[int]QueueCase{
-		queueDelivery,
+		queueDelivery, queueOrdering, queueDedup, queueTiming, queueDead, queueFlow, queueLife, queueInput, queueRouting, queueFaults,
 	} {
 		for id, q := range group {
 			all[id] = q

@@ -137,7 +137,7 @@ func TestCheckQueue(t *testing.T) {
 		{"closed ones hold nothing", ordered, []step{send("a", ""), recv(1, "k", "a", ""), {op: QueueClose, who: "k"}, numbered(recv(2, "l", "a", ""), 2), ack(2, "l", "a")}, nil},
 		{"faults excuse two holders", QueueRules{Faulty: true}, []step{send("a", ""), recv(1, "k", "a", ""), recv(2, "l", "a", ""), ack(2, "l", "a")}, nil},
 
-		{"attempt starts at 2", ordered, []step{send("a", ""), numbered(recv(1, "k", "a", ""), 2), ack(1, "k", "a")}, []string{VerdictAttempts}},
+		{"attempt starts at 0", ordered, []step{send("a", ""), numbered(recv(1, "k", "a", ""), 0), ack(1, "k", "a")}, []string{VerdictAttempts}},
 		{"attempt does not rise", ordered, []step{send("a", ""), recv(1, "k", "a", ""), nack(1, "k", "a"), recv(2, "k", "a", ""), ack(2, "k", "a")}, []string{VerdictAttempts}},
 		{"attempts may skip", ordered, []step{send("a", ""), recv(1, "k", "a", ""), nack(1, "k", "a"), numbered(second, 5), ack(2, "k", "a")}, nil},
 

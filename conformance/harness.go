@@ -40,6 +40,11 @@ type Harness struct {
 	// StreamConfig does the same for a stream.
 	StreamConfig func(cfg *broker.StreamConfig) error
 
+	// Duplicates: the broker is documented to deliver a message twice now and
+	// then without any fault (SQS standard queues). They are then counted
+	// instead of failing the case.
+	Duplicates bool
+
 	// Restart stops the broker in good order and starts it again; nil: cannot.
 	Restart func(ctx context.Context) error
 	// Faults start what they are named after; a missing one cannot be injected

@@ -141,7 +141,7 @@ func (c *C) body(report *Report) {
 }
 
 func (c *C) runQueue(q *QueueCase, report *Report) {
-	queue, err := c.declareQueue(q.Config)
+	queue, err := c.declareQueue(c.broker, q.Config)
 	if errors.Is(err, broker.ErrUnsupported) && q.Needs != (broker.QueueCapabilities{}) {
 		plain := c.DeclareQueue(nil)
 		c.refuseQueue(q, plain)
