@@ -19,6 +19,7 @@ type BatcherOptions[T, R any] struct {
 	Size        func(T) int    // bytes of an item; nil: 0
 	MaxInFlight int            // batches; 0: 1
 	MaxQueued   int            // items not sent yet, beyond which calls wait; 0: no limit
+	MaxPending  int            // their bytes, beyond which calls wait; 0: no limit
 	Key         func(T) string // nil or "": no order. Items of one key are in flight in one batch at a time, in order
 	OnePerKey   bool           // and at most one of them in a batch
 }
@@ -39,17 +40,17 @@ type Batcher[T, R any] struct {
 	cancel context.CancelFunc
 	calls  sync.Pool // of Do
 
-	mu       sync.Mutex
-	ready    fifo[batchLine[T, R]] // what may be sent now
-	items    int                   // that ready stands for; those given up may still count
-	bytes    int                   // of them
-	pending  int                   // queued and not given up, those behind their key included
-	inFlight int                   // batches
-	keys     map[string]*batchKey[T, R]
-	epoch    *batchEpoch   // of new calls
-	epochs   []*batchEpoch // earlier ones with calls left
-	closed   bool
-	changed  chan struct{} // closed and replaced when room is made, for those that wait for some
+	mu           sync.Mutex
+	ready        fifo[batchLine[T, R]] // what may be sent now
+	items        int                   // that ready stands for; those given up may still count
+	bytes        int                   // of them
+	pending      int                   // queued and not given up, those behind their key included
+	inFlight     int                   // batches
+	keys         map[string]*batchKey[T, R]
+	pendingBytes int // of pending
+	epochs       epochs
+	closed       bool
+	changed      chan struct{} // closed and replaced when room is made, for those that wait for some
 }
 
 // A batchLine is a place in the queue: of a key with all its items, or of one
@@ -73,7 +74,7 @@ type batchCall[T, R any] struct {
 	result Result[R]
 	state  uint8 // guarded by mu
 	key    *batchKey[T, R]
-	epoch  *batchEpoch
+	epoch  *epoch
 	done   chan struct{}  // Do: gets a token
 	all    *batchAll      // DoAll
 	notify func(R, error) // Go
@@ -83,12 +84,6 @@ type batchCall[T, R any] struct {
 type batchAll struct {
 	left int
 	done chan struct{}
-}
-
-// A batchEpoch is what was enqueued between two calls of Flush.
-type batchEpoch struct {
-	left int
-	done chan struct{} // closed when left falls to 0 after a Flush began to wait
 }
 
 const (
@@ -109,7 +104,7 @@ func NewBatcher[T, R any](o BatcherOptions[T, R]) *Batcher[T, R] {
 	if o.MaxInFlight <= 0 {
 		o.MaxInFlight = 1
 	}
-	b := &Batcher[T, R]{o: o, keys: map[string]*batchKey[T, R]{}, epoch: &batchEpoch{}}
+	b := &Batcher[T, R]{o: o, keys: map[string]*batchKey[T, R]{}}
 	b.calls.New = func() any { return &batchCall[T, R]{done: make(chan struct{}, 1)} }
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	return b
@@ -199,24 +194,9 @@ func (b *Batcher[T, R]) Go(ctx context.Context, item T, done func(R, error)) err
 // was called), or until ctx ends. What is enqueued later it does not wait for.
 func (b *Batcher[T, R]) Flush(ctx context.Context) error {
 	b.mu.Lock()
-	if b.epoch.left > 0 {
-		b.epoch.done = make(chan struct{})
-		b.epochs = append(b.epochs, b.epoch)
-		b.epoch = &batchEpoch{}
-	}
-	waits := make([]chan struct{}, 0, len(b.epochs))
-	for _, e := range b.epochs {
-		waits = append(waits, e.done)
-	}
+	waits := b.epochs.all()
 	b.mu.Unlock()
-	for _, w := range waits {
-		select {
-		case <-w:
-		case <-ctx.Done():
-			return ContextError(ctx)
-		}
-	}
-	return nil
+	return waitAll(ctx, waits)
 }
 
 // Close refuses new items, waits for the rest until ctx ends, then fails what
@@ -249,7 +229,7 @@ func (b *Batcher[T, R]) Close(ctx context.Context) error {
 			failed = append(failed, c)
 		}
 	}
-	b.pending = 0
+	b.pending, b.pendingBytes = 0, 0
 	b.mu.Unlock()
 	b.cancel()
 	notify(failed)
@@ -265,6 +245,13 @@ func (b *Batcher[T, R]) Close(ctx context.Context) error {
 
 // enqueue takes all of calls or none.
 func (b *Batcher[T, R]) enqueue(ctx context.Context, calls ...*batchCall[T, R]) error {
+	size := 0
+	if b.o.Size != nil {
+		for _, c := range calls {
+			c.size = b.o.Size(c.item)
+			size += c.size
+		}
+	}
 	for {
 		if err := ContextError(ctx); err != nil {
 			return err
@@ -274,7 +261,8 @@ func (b *Batcher[T, R]) enqueue(ctx context.Context, calls ...*batchCall[T, R]) 
 			b.mu.Unlock()
 			return ErrClosed
 		}
-		if b.o.MaxQueued <= 0 || b.pending == 0 || b.pending+len(calls) <= b.o.MaxQueued {
+		if b.pending == 0 || (b.o.MaxQueued <= 0 || b.pending+len(calls) <= b.o.MaxQueued) &&
+			(b.o.MaxPending <= 0 || b.pendingBytes+size <= b.o.MaxPending) {
 			break
 		}
 		if b.changed == nil {
@@ -289,7 +277,6 @@ func (b *Batcher[T, R]) enqueue(ctx context.Context, calls ...*batchCall[T, R]) 
 	}
 	defer b.mu.Unlock()
 	b.pending += len(calls)
-	b.epoch.left += len(calls)
 	for _, c := range calls {
 		b.add(c)
 	}
@@ -298,10 +285,8 @@ func (b *Batcher[T, R]) enqueue(ctx context.Context, calls ...*batchCall[T, R]) 
 }
 
 func (b *Batcher[T, R]) add(c *batchCall[T, R]) {
-	c.epoch = b.epoch
-	if b.o.Size != nil {
-		c.size = b.o.Size(c.item)
-	}
+	c.epoch = b.epochs.enter()
+	b.pendingBytes += c.size
 	name := ""
 	if b.o.Key != nil {
 		name = b.o.Key(c.item)
@@ -374,6 +359,7 @@ func (b *Batcher[T, R]) next() []*batchCall[T, R] {
 		c.state = callSent
 		batch = append(batch, c)
 		size += c.size
+		b.pendingBytes -= c.size
 	}
 	for b.ready.len() > 0 && len(batch) < b.o.MaxItems {
 		l := b.ready.peek()
@@ -486,7 +472,7 @@ func notify[T, R any](calls []*batchCall[T, R]) {
 func (b *Batcher[T, R]) answered(calls []*batchCall[T, R]) {
 	for _, c := range calls {
 		c.state = callDone
-		b.leaveEpoch(c)
+		b.epochs.leave(c.epoch)
 		if c.all != nil {
 			if c.all.left--; c.all.left == 0 {
 				close(c.all.done)
@@ -500,20 +486,6 @@ func release[T, R any](calls []*batchCall[T, R]) {
 	for _, c := range calls {
 		if c.done != nil {
 			c.done <- struct{}{}
-		}
-	}
-}
-
-func (b *Batcher[T, R]) leaveEpoch(c *batchCall[T, R]) {
-	e := c.epoch
-	if e.left--; e.left > 0 || e.done == nil {
-		return
-	}
-	close(e.done)
-	for i := range b.epochs {
-		if b.epochs[i] == e {
-			b.epochs = append(b.epochs[:i], b.epochs[i+1:]...)
-			return
 		}
 	}
 }
@@ -535,7 +507,8 @@ func (b *Batcher[T, R]) abandon(ctx context.Context, c *batchCall[T, R]) (Result
 	case callQueued:
 		c.state = callGivenUp
 		b.pending--
-		b.leaveEpoch(c)
+		b.pendingBytes -= c.size
+		b.epochs.leave(c.epoch)
 		b.wake()
 		return Result[R]{Err: ContextError(ctx)}, false
 	case callDone:

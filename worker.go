@@ -229,8 +229,8 @@ func newWorkerRun(ctx context.Context, w *Worker) *workerRun {
 			r.maxBatch = defaultMaxBatch
 		}
 	}
-	if w.RateLimit > 0 { // a burst of 10 ms keeps high rates within reach of the timer
-		r.limiter = rate.NewLimiter(rate.Limit(w.RateLimit), max(1, int(min(w.RateLimit/100, 1e6))))
+	if w.RateLimit > 0 {
+		r.limiter = newLimiter(w.RateLimit)
 	}
 	r.chain = func(ctx context.Context, in Incoming) error { return w.Handler(ctx, in.(*Delivery)) }
 	if len(w.Middleware) > 0 {

@@ -1,0 +1,384 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync/atomic"
+	"time"
+)
+
+// A Transformer consumes records, transforms them and produces others exactly
+// once: what Handler emits and the position of what it was given are stored in
+// one transaction. It needs a broker that is [Transactional] (Kafka, memory);
+// what it emits must go to streams of that broker, and readers see it once, if
+// they read committed. Effects outside of emit are at least once.
+//
+// Set the fields before Run and leave them alone.
+type Transformer struct {
+	Broker Broker
+	Source Stream // of Broker
+	Group  string
+	ID     string // transactional id: one for each instance; a later holder fences the earlier
+	// Handler is given up to MaxBatch records, those of a partition in order,
+	// and emits what follows from them. An error rolls the transaction back
+	// and the same records come again by Retry; Reject(err) ends Run with err.
+	Handler  func(ctx context.Context, in []*Record, emit func(to Stream, rs ...Record) error) error
+	MaxBatch int      // 0: 500
+	Start    Position // where the group has no offset yet; zero: Earliest
+	Retry    RetryPolicy
+	// DrainTimeout is how long the transaction under way may take to end once
+	// Run's ctx has; 0: 30 s.
+	DrainTimeout time.Duration
+	Logger       *slog.Logger // nil: slog.Default()
+	Observe      func(context.Context, Observation)
+
+	loop    loop
+	batches atomic.Int64
+	records atomic.Int64
+	aborts  atomic.Int64
+}
+
+// TransformerStats are a Transformer's numbers, summed over all its runs.
+type TransformerStats struct {
+	Running, Paused bool
+	Committed       int64 // transactions, and plain commits where nothing was emitted
+	Records         int64 // consumed by those
+	Aborted         int64 // tries that were rolled back
+}
+
+// Stats returns the numbers as of now.
+func (t *Transformer) Stats() TransformerStats {
+	running, paused := t.loop.isPaused()
+	return TransformerStats{running, paused, t.batches.Load(), t.records.Load(), t.aborts.Load()}
+}
+
+// Ready returns nil while the transformer runs and can receive, otherwise the reason.
+func (t *Transformer) Ready() error { return t.loop.ready() }
+
+// Pause stops receiving until Resume.
+func (t *Transformer) Pause() { t.loop.setPaused(true) }
+
+// Resume undoes Pause.
+func (t *Transformer) Resume() { t.loop.setPaused(false) }
+
+func (t *Transformer) validate() error {
+	switch {
+	case t.Broker == nil:
+		return Invalid("Broker is nil")
+	case t.Source == nil:
+		return Invalid("Source is nil")
+	case t.Group == "":
+		return Invalid("Group is empty")
+	case t.ID == "":
+		return Invalid("ID is empty: want a transactional id, one for each instance")
+	case t.Handler == nil:
+		return Invalid("Handler is nil")
+	case t.MaxBatch < 0:
+		return Invalid("MaxBatch %d: must not be negative", t.MaxBatch)
+	case t.Retry.MaxAttempts != 0:
+		return Invalid("Retry.MaxAttempts %d: a Transformer has no dead letters; emit to a stream instead", t.Retry.MaxAttempts)
+	}
+	if err := validDuration("DrainTimeout", t.DrainTimeout); err != nil {
+		return err
+	}
+	return t.Retry.validate()
+}
+
+// Run works until ctx ends, then ends the transaction under way and returns
+// nil. It returns an error when the transformer is misconfigured, when another
+// instance took over its ID (ErrFenced), when the handler rejects, or when the
+// broker fails for good.
+func (t *Transformer) Run(ctx context.Context) error {
+	name := ""
+	if t.Source != nil {
+		name = t.Source.Name()
+	}
+	fail := func(err error) error { return &Error{Op: "run transformer", Name: name, Err: err} }
+	if err := t.validate(); err != nil {
+		return fail(err)
+	}
+	x, ok := As[Transactional](t.Broker)
+	if !ok {
+		return fail(Unsupported("the broker has no transactions"))
+	}
+	if err := t.loop.begin(); err != nil {
+		return fail(err)
+	}
+	defer t.loop.end()
+	r := &transformerRun{
+		t: t, broker: x, busy: make(chan struct{}, 1),
+		observer: newObserver(name, t.Group, t.Observe, t.Logger),
+	}
+	if err := r.run(ctx); err != nil {
+		return fail(err)
+	}
+	return nil
+}
+
+type transformerRun struct {
+	t          *Transformer
+	broker     Transactional
+	observer   observer
+	transactor Transactor
+	consumer   GroupConsumer
+	busy       chan struct{} // holds a token while a transaction is under way
+}
+
+func (r *transformerRun) run(ctx context.Context) (err error) {
+	defer func() {
+		if r.consumer != nil {
+			err = errors.Join(err, r.consumer.Close())
+		}
+		if r.transactor != nil {
+			err = errors.Join(err, r.transactor.Close())
+		}
+	}()
+	// The work under way outlives ctx by the drain timeout.
+	drain := r.t.DrainTimeout
+	if drain == 0 {
+		drain = defaultDrainTimeout
+	}
+	work, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancel(nil)
+	stop := context.AfterFunc(ctx, func() {
+		if !sleep(work, drain) {
+			return
+		}
+		cancel(ErrShutdown)
+	})
+	defer stop()
+	var pending []*Record
+	attempt := 0
+	for {
+		progress, err := r.step(ctx, work, &pending, attempt+1)
+		switch {
+		case err == nil:
+			attempt = 0
+			r.t.loop.setProblem(nil)
+			if progress {
+				continue
+			}
+			return nil // ctx has ended
+		case ctx.Err() != nil && (work.Err() != nil || errors.Is(err, ctx.Err())):
+			return nil
+		case !r.again(err):
+			return err
+		}
+		attempt++
+		r.t.loop.setProblem(err)
+		if !sleep(ctx, r.wait(attempt, err)) {
+			return nil
+		}
+	}
+}
+
+// handlerError is an error of the handler, as opposed to one of the broker.
+type handlerError struct{ err error }
+
+func (e *handlerError) Error() string { return e.err.Error() }
+func (e *handlerError) Unwrap() error { return e.err }
+
+// again tells whether to go on after err.
+func (r *transformerRun) again(err error) bool {
+	if h, ok := errors.AsType[*handlerError](err); ok {
+		v, ok := VerdictOf(h.err)
+		return !ok || v.Kind != VerdictReject
+	}
+	return errors.Is(err, ErrTxAborted) || errors.Is(err, ErrUnknownOutcome) || IsTemporary(err)
+}
+
+func (r *transformerRun) wait(attempt int, err error) time.Duration {
+	h, ok := errors.AsType[*handlerError](err)
+	if !ok {
+		return connectionRetry.After(attempt, err)
+	}
+	if v, ok := VerdictOf(h.err); ok {
+		return v.Delay
+	}
+	return r.t.Retry.After(attempt, h.err)
+}
+
+// step receives one batch and carries it through a transaction. Records that
+// were received and had no transaction yet stay in pending for the next try. It
+// reports false once ctx has ended.
+func (r *transformerRun) step(ctx, work context.Context, pending *[]*Record, attempt int) (bool, error) {
+	if err := r.open(ctx); err != nil {
+		return false, err
+	}
+	if len(*pending) == 0 {
+		fetch := r.t.loop.fetchContext(ctx)
+		if fetch == nil {
+			return false, nil
+		}
+		n := r.t.MaxBatch
+		if n == 0 {
+			n = 500
+		}
+		rs, err := r.consumer.Receive(fetch, n)
+		if err != nil {
+			if fetch.Err() != nil {
+				return ctx.Err() == nil, nil
+			}
+			return false, err
+		}
+		*pending = rs
+	}
+	r.busy <- struct{}{}
+	defer func() { <-r.busy }()
+	rs := slices.DeleteFunc(*pending, func(rec *Record) bool { return rec.Assignment().Ended() })
+	*pending = rs
+	if len(rs) == 0 {
+		return true, nil
+	}
+	for _, rec := range rs {
+		rec.attempt = uint16(min(attempt, 1<<16-1)) //nolint:gosec // bounded
+	}
+	return true, r.transform(work, rs, pending)
+}
+
+// open makes what an earlier failure has taken away.
+func (r *transformerRun) open(ctx context.Context) error {
+	if r.transactor == nil {
+		x, err := r.broker.Transactor(ctx, r.t.ID)
+		if err != nil {
+			return err
+		}
+		r.transactor = x
+	}
+	if r.consumer == nil {
+		c, err := r.t.Source.Consumer(ctx, r.t.Group, &GroupOptions{
+			Start: r.t.Start, ReadCommitted: true,
+			OnRevoked: func(ctx context.Context, partitions []int32) {
+				select { // the transaction under way ends first
+				case r.busy <- struct{}{}:
+					<-r.busy
+				case <-ctx.Done():
+				}
+				for _, p := range partitions {
+					r.observer.observe(ctx, Observation{Kind: ObservedRevoked, Partition: p, Count: 1})
+				}
+			},
+			OnLost: func(partitions []int32) {
+				for _, p := range partitions {
+					r.observer.observe(context.WithoutCancel(ctx), Observation{Kind: ObservedLost, Partition: p, Count: 1})
+				}
+			},
+		})
+		if err != nil {
+			return err
+		}
+		r.consumer = c
+	}
+	return nil
+}
+
+// transform runs the handler over rs. The transaction begins with the first
+// emit; with none, the position is committed plainly.
+func (r *transformerRun) transform(ctx context.Context, rs []*Record, pending *[]*Record) error {
+	var tx Tx
+	emit := func(to Stream, out ...Record) error {
+		if tx == nil {
+			var err error
+			if tx, err = r.transactor.Begin(ctx); err != nil {
+				return err
+			}
+		}
+		return tx.Publish(ctx, to, out...)
+	}
+	var emitErr error // of the broker, also if the handler drops it
+	began := r.observer.now()
+	err := r.call(ctx, rs, func(to Stream, out ...Record) error {
+		if emitErr == nil {
+			emitErr = emit(to, out...)
+		}
+		return emitErr
+	})
+	r.observer.observe(ctx, Observation{Kind: ObservedHandled, Incoming: rs[0], Count: len(rs), Duration: since(began), Err: err})
+	switch {
+	case emitErr != nil:
+		err = emitErr
+	case err != nil:
+		err = &handlerError{err}
+	}
+	if tx == nil {
+		if err != nil {
+			return err
+		}
+		err = r.consumer.Commit(ctx, lastOfEach(rs)...)
+		if errors.Is(err, ErrFenced) { // another member has the records now
+			*pending = nil
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		*pending = nil
+		r.committed(ctx, rs)
+		return nil
+	}
+	*pending = nil // both ends of a transaction rewind the consumer to what did commit
+	if err == nil {
+		err = tx.CommitOffsets(ctx, r.consumer, lastOfEach(rs)...)
+	}
+	if err == nil {
+		err = tx.Commit(ctx)
+	}
+	if err == nil {
+		r.committed(ctx, rs)
+		return nil
+	}
+	return r.rollback(ctx, tx, err)
+}
+
+func (r *transformerRun) committed(ctx context.Context, rs []*Record) {
+	r.t.batches.Add(1)
+	r.t.records.Add(int64(len(rs)))
+	r.observer.observe(ctx, Observation{Kind: ObservedCommitted, Count: len(rs)})
+}
+
+// rollback ends a failed transaction. Where that fails too, or it is not known
+// what became of the commit, a new transactor settles it, since it fences the
+// old one, and a new member begins at what did commit.
+func (r *transformerRun) rollback(ctx context.Context, tx Tx, cause error) error {
+	r.t.aborts.Add(1)
+	r.observer.observe(ctx, Observation{Kind: ObservedCommitError, Count: 1, Err: cause})
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), graceTimeout)
+	defer cancel()
+	err := tx.Rollback(ctx)
+	switch {
+	case errors.Is(cause, ErrUnknownOutcome):
+	case err == nil || errors.Is(err, ErrTxAborted):
+		if errors.Is(cause, ErrFenced) {
+			// Partitions were handed over meanwhile. Had another instance
+			// taken the ID, Rollback would have said so.
+			return fmt.Errorf("%w: %w", ErrTxAborted, cause)
+		}
+		return cause
+	case errors.Is(err, ErrFenced):
+		return errors.Join(cause, err)
+	}
+	closed := errors.Join(r.transactor.Close(), r.consumer.Close())
+	r.transactor, r.consumer = nil, nil
+	return UnknownOutcome(errors.Join(cause, err, closed))
+}
+
+func (r *transformerRun) call(ctx context.Context, rs []*Record, emit func(Stream, ...Record) error) (err error) {
+	defer recovered(&err)
+	return r.t.Handler(ctx, rs, emit)
+}
+
+// lastOfEach returns the last record of each partition.
+func lastOfEach(rs []*Record) []*Record {
+	last := map[int32]*Record{}
+	for _, rec := range rs {
+		last[rec.Partition] = rec
+	}
+	out := make([]*Record, 0, len(last))
+	for _, rec := range last {
+		out = append(out, rec)
+	}
+	return out
+}
