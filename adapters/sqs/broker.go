@@ -32,11 +32,11 @@ type Broker struct {
 	sts  *sts.Client
 	idle func() // closes idle connections of a transport of our own
 
-	mu       sync.Mutex
-	closed   bool
-	handles  map[handle]struct{}
-	topics   map[string]string // ARN prefix by nothing but "", see topicARN
-	lastSwap time.Time         // of reply queues
+	mu      sync.Mutex
+	closed  bool
+	handles map[handle]struct{}
+	account string    // of SNS topics
+	swept   time.Time // when leftover reply queues were last looked for
 }
 
 // A handle is what a Broker has opened.

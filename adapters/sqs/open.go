@@ -26,7 +26,7 @@ func Open(ctx context.Context, opts *Options) (*Broker, error) {
 	if err != nil {
 		return nil, &broker.Error{Op: "open", Adapter: adapterName, Err: err}
 	}
-	b := &Broker{o: o, log: o.Logger, handles: map[handle]struct{}{}, topics: map[string]string{}}
+	b := &Broker{o: o, log: o.Logger, handles: map[handle]struct{}{}}
 	cfg, err := loadConfig(ctx, o)
 	if err != nil {
 		return nil, &broker.Error{Op: "open", Adapter: adapterName, Err: err}
