@@ -135,8 +135,10 @@ func (q *queue) clear(held bool) {
 // delayed ones come last. q.mu is held.
 func (q *queue) stored() []*entry {
 	var es []*entry
-	for e := q.fresh.head; e != nil; e = e.next {
-		es = append(es, e)
+	for i := range q.fresh.n {
+		if e := q.fresh.at(i); e.state == ready {
+			es = append(es, e)
+		}
 	}
 	es = append(es, q.back.items...)
 	for _, g := range q.groups {
@@ -216,7 +218,7 @@ func (b *Broker) QueueStats(ctx context.Context, name string) (broker.QueueStats
 			oldest = e.at
 		}
 	}
-	older(q.fresh.head)
+	older(q.fresh.first())
 	for _, e := range q.back.items {
 		older(e)
 	}

@@ -18,8 +18,7 @@ type Consumer struct {
 	lastBody atomic.Int32 // bytes of a body delivered lately
 
 	// Guarded by q.mu.
-	held  entryList
-	open  int // in held
+	open  int // deliveries
 	err   error
 	spare *waiter
 	idle  chan struct{} // closed when open becomes 0, if somebody waits
@@ -51,8 +50,7 @@ func (c *Consumer) receive(ctx context.Context, max int) ([]*broker.Delivery, er
 	}
 	// Made here, so that nobody waits for it: the first delivery, with room for
 	// a body like the last.
-	first := &single{}
-	room := make([]byte, c.lastBody.Load())
+	first, room := newSingle(int(c.lastBody.Load()))
 	var w *waiter
 	for {
 		if q.fed.Load() {
@@ -60,9 +58,12 @@ func (c *Consumer) receive(ctx context.Context, max int) ([]*broker.Delivery, er
 				f.refresh()
 			}
 		}
-		t := now()
 		q.mu.Lock()
-		q.advance(t)
+		var t int64
+		if c.lease > 0 || q.events.top() != nil {
+			t = now()
+			q.advance(t)
+		}
 		ds, err := c.take(first, room, max, t)
 		if ds != nil || err != nil {
 			if w != nil {
@@ -101,6 +102,20 @@ func (c *Consumer) receive(ctx context.Context, max int) ([]*broker.Delivery, er
 type single struct {
 	d  broker.Delivery
 	ds [1]*broker.Delivery
+}
+
+// newSingle returns a delivery with room for a body of n bytes, in one
+// allocation if they fit into 512 bytes together.
+func newSingle(n int) (*single, []byte) {
+	const small = 512 - 248
+	if n > 64 && n <= small {
+		s := &struct {
+			single
+			room [small]byte
+		}{}
+		return &s.single, s.room[:n]
+	}
+	return &single{}, make([]byte, n)
 }
 
 // slabDeliveries is how many deliveries of a batch share memory: a slow
@@ -246,7 +261,7 @@ func (c *Consumer) apply(d *broker.Delivery, v *broker.Verdict) error {
 		q.giveBack(e, t, v.Delay, v.Snooze, "not acknowledged")
 		q.arm(t)
 	case broker.VerdictReject:
-		if e.policy.dead.deleted.Load() {
+		if c.h.policy.dead.deleted.Load() {
 			return errors.Join(broker.ErrNotFound, errDeadLetterGone)
 		}
 		q.burySoon(e, v.Reason)
@@ -303,9 +318,11 @@ func (c *Consumer) shut(err error) {
 // returnHeld gives everything back that c holds. q.mu is held.
 func (c *Consumer) returnHeld(why string) {
 	t := now()
-	for e := c.held.head; e != nil; e = c.held.head {
-		e.d.Lose()
-		c.q.giveBack(e, t, 0, false, why)
+	for i := 0; c.open > 0 && i < len(c.q.slots); i++ {
+		if e := c.q.slots[i]; e != nil && e.holder == c {
+			e.d.Lose()
+			c.q.giveBack(e, t, 0, false, why)
+		}
 	}
 }
 

@@ -26,7 +26,7 @@ type queue struct {
 
 	mu        sync.Mutex
 	seq       uint64
-	fresh     entryList // ready, ascending by seq, without priority
+	fresh     entryRing // ready, without priority
 	back      entryHeap // ready: given back, or with a priority
 	events    entryHeap // whatever changes by itself at some time
 	groups    map[string]*group
@@ -52,10 +52,9 @@ type queue struct {
 
 // A burial is a message on its way to a dead-letter queue.
 type burial struct {
-	e      *entry
-	to     *queue
-	why    broker.DeadLetter
-	policy *policy
+	e   *entry
+	to  *queue
+	why broker.DeadLetter
 }
 
 // A policy is what a handle does with messages that fail.
@@ -151,8 +150,8 @@ func (q *queue) activate(e *entry, now int64) {
 	e.due = 0
 	q.setState(e, ready)
 	q.schedule(e, e.expires)
-	if e.msg.Priority == 0 && (q.fresh.tail == nil || q.fresh.tail.seq < e.seq) {
-		q.fresh.pushBack(e)
+	if e.msg.Priority == 0 && q.fresh.accepts(e) {
+		q.fresh.push(e)
 	} else {
 		q.back.push(e)
 	}
@@ -183,20 +182,9 @@ func (q *queue) schedule(e *entry, when int64) {
 	}
 }
 
-// unready takes e out of what can be received. q.mu is held.
-func (q *queue) unready(e *entry) {
-	if q.back.has(e) {
-		q.back.remove(e)
-	} else {
-		q.fresh.remove(e)
-	}
-}
-
 // drop removes an entry that nobody holds for good. q.mu is held.
 func (q *queue) drop(e *entry) {
-	if e.state == ready {
-		q.unready(e)
-	}
+	q.back.remove(e) // queue.fresh skips it
 	q.schedule(e, 0)
 	q.forget(e)
 	if g := e.group; g != nil {
@@ -323,7 +311,7 @@ func connect(from, to *queue) {
 
 // next takes the entry that is to be delivered next, or nil. q.mu is held.
 func (q *queue) next() *entry {
-	f, b := q.fresh.head, q.back.top()
+	f, b := q.fresh.first(), q.back.top()
 	if f == nil && b == nil {
 		return nil
 	}
@@ -331,17 +319,14 @@ func (q *queue) next() *entry {
 		return nil
 	}
 	if q.random != nil && f != nil && b == nil {
-		for range q.random.IntN(10) { // out of order, as SQS may
-			if f.next != nil {
-				f = f.next
-			}
-		}
+		q.fresh.swap(q.random.IntN(10)) // out of order, as SQS may
+		f = q.fresh.first()
 	}
 	if f == nil || b != nil && before(b, f) {
 		q.back.remove(b)
 		f = b
 	} else {
-		q.fresh.remove(f)
+		q.fresh.pop()
 	}
 	if g := f.group; g != nil {
 		g.remove(f)
@@ -362,8 +347,7 @@ func (q *queue) hold(e *entry, c *Consumer, now int64, d *broker.Delivery, room 
 	}
 	q.setState(e, inFlight)
 	e.attempts++
-	e.d, e.holder, e.policy = d, c, &c.h.policy
-	c.held.pushBack(e)
+	e.d, e.holder = d, c
 	c.open++
 	e.attempt(d, room)
 	d.Bind(c, uint64(e.slot), 0)
@@ -381,7 +365,6 @@ func (q *queue) release(e *entry) {
 	q.free = append(q.free, e.slot)
 	q.schedule(e, 0)
 	c := e.holder
-	c.held.remove(e)
 	if c.open--; c.open == 0 && c.idle != nil {
 		close(c.idle)
 		c.idle = nil
@@ -404,10 +387,16 @@ func (q *queue) finish(e *entry) {
 // recycle keeps a finished entry that nothing refers to for the next message.
 // q.mu is held.
 func (q *queue) recycle(e *entry) {
-	if len(q.spare) < spareEntries {
-		*e = entry{buf: e.buf}
-		q.spare = append(q.spare, e)
+	if len(q.spare) >= spareEntries {
+		return
 	}
+	if m := &e.msg; m.Headers != nil || m.GroupID != "" || m.DedupID != "" || m.ContentType != "" ||
+		m.CorrelationID != "" || m.ReplyTo != "" {
+		*m = broker.Message{} // keeps nothing of the program's alive
+		e.group, e.gprev, e.gnext = nil, nil, nil
+	}
+	e.due, e.expires, e.attempts = 0, 0, 0
+	q.spare = append(q.spare, e)
 }
 
 // entry returns an entry for m; it keeps the body if that is large. q.mu is held.
@@ -427,7 +416,7 @@ func (q *queue) entry(m *broker.Message, at int64) *entry {
 // giveBack returns an entry in flight to the queue, or buries it if it has had
 // all its attempts. q.mu is held.
 func (q *queue) giveBack(e *entry, now int64, delay time.Duration, snooze bool, why string) {
-	p := e.policy
+	p := &e.holder.h.policy
 	if !snooze && p.maxAttempts > 0 && e.attempts >= p.maxAttempts && p.dead != nil && !p.dead.deleted.Load() {
 		q.burySoon(e, fmt.Sprintf("%d attempts, then %s", e.attempts, why))
 		return
@@ -452,9 +441,9 @@ func (q *queue) giveBack(e *entry, now int64, delay time.Duration, snooze bool, 
 // burySoon takes an entry in flight out and lets unlock move it to its
 // dead-letter queue. q.mu is held.
 func (q *queue) burySoon(e *entry, reason string) {
-	p := e.policy
+	p := &e.holder.h.policy
 	q.release(e)
-	q.dead = append(q.dead, burial{e: e, to: p.dead, policy: p, why: broker.DeadLetter{
+	q.dead = append(q.dead, burial{e: e, to: p.dead, why: broker.DeadLetter{
 		Reason: reason, Queue: q.name, Attempts: int(e.attempts), Time: time.Now(),
 	}})
 	q.forget(e)

@@ -14,7 +14,6 @@ type entry struct {
 	buf []byte           // msg.Body, if it is small: used again
 	d   *broker.Delivery // the attempt, while in flight
 
-	prev, next   *entry // in queue.fresh, or in the list of its holder
 	gprev, gnext *entry // in its group
 	group        *group // nil: none
 
@@ -25,12 +24,12 @@ type entry struct {
 	seq     uint64 // place in the queue
 
 	holder   *Consumer // while in flight
-	policy   *policy   // of the holder
 	pos      [2]int32  // 1 + index in the heaps byTime and byOrder
 	attempts int32     // deliveries so far
 	slot     int32     // in queue.slots, while in flight
 	size     int32     // counted for the queue's bound
 	state    state
+	ringed   bool // in queue.fresh
 }
 
 type state uint8
@@ -109,31 +108,60 @@ func (e *entry) message() broker.Message {
 	return m
 }
 
-// An entryList is a doubly linked list through prev and next.
-type entryList struct{ head, tail *entry }
-
-func (l *entryList) pushBack(e *entry) {
-	e.prev, e.next = l.tail, nil
-	if l.tail == nil {
-		l.head = e
-	} else {
-		l.tail.next = e
-	}
-	l.tail = e
+// An entryRing is a queue of entries that are ready, ascending by seq. An
+// entry that is dropped stays in it until its turn comes.
+type entryRing struct {
+	buf     []*entry // a power of two long
+	head, n int
 }
 
-func (l *entryList) remove(e *entry) {
-	if e.prev == nil {
-		l.head = e.next
-	} else {
-		e.prev.next = e.next
+const idleRing = 1024 // a longer buffer is let go once it is empty
+
+func (r *entryRing) at(i int) *entry { return r.buf[(r.head+i)&(len(r.buf)-1)] }
+
+// accepts tells whether e comes after all that is there.
+func (r *entryRing) accepts(e *entry) bool { return r.n == 0 || r.at(r.n-1).seq < e.seq }
+
+func (r *entryRing) push(e *entry) {
+	if r.n == len(r.buf) {
+		buf := make([]*entry, max(16, 2*r.n))
+		for i := range r.n {
+			buf[i] = r.at(i)
+		}
+		r.buf, r.head = buf, 0
 	}
-	if e.next == nil {
-		l.tail = e.prev
-	} else {
-		e.next.prev = e.prev
+	r.buf[(r.head+r.n)&(len(r.buf)-1)] = e
+	r.n++
+	e.ringed = true
+}
+
+// first returns the first entry that was not dropped, or nil.
+func (r *entryRing) first() *entry {
+	for r.n > 0 {
+		e := r.buf[r.head]
+		if e.state == ready {
+			return e
+		}
+		r.pop()
 	}
-	e.prev, e.next = nil, nil
+	return nil
+}
+
+// swap exchanges the first entry with the i-th, if both are live.
+func (r *entryRing) swap(i int) {
+	if i < r.n && r.at(i).state == ready {
+		j := (r.head + i) & (len(r.buf) - 1)
+		r.buf[r.head], r.buf[j] = r.buf[j], r.buf[r.head]
+	}
+}
+
+func (r *entryRing) pop() {
+	r.buf[r.head].ringed = false
+	r.buf[r.head] = nil
+	r.head = (r.head + 1) & (len(r.buf) - 1)
+	if r.n--; r.n == 0 && len(r.buf) > idleRing {
+		r.buf, r.head = nil, 0
+	}
 }
 
 // The two orders that entries are kept in by heaps.

@@ -1,8 +1,6 @@
 package memory
 
 import (
-	"encoding/binary"
-	"encoding/hex"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -45,18 +43,25 @@ func (b *idBlock) fill(ms int64) {
 	var buf [16 * idLen]byte
 	for i := range b.size {
 		s := buf[i*idLen:][:idLen]
-		var u [16]byte
-		binary.BigEndian.PutUint64(u[:8], uint64(ms)<<16|rand.Uint64()&0xffff)
-		binary.BigEndian.PutUint64(u[8:], rand.Uint64())
-		u[6] = u[6]&0x0f | 0x70
-		u[8] = u[8]&0x3f | 0x80
-		hex.Encode(s[:8], u[:4])
-		hex.Encode(s[9:13], u[4:6])
-		hex.Encode(s[14:18], u[6:8])
-		hex.Encode(s[19:23], u[8:10])
-		hex.Encode(s[24:], u[10:])
-		s[8], s[13], s[18], s[23] = '-', '-', '-', '-'
+		r, q := rand.Uint64(), rand.Uint64()
+		hexTo(s[:8], uint64(ms)>>16)
+		s[8] = '-'
+		hexTo(s[9:13], uint64(ms))
+		s[13] = '-'
+		hexTo(s[14:18], r&0x0fff|0x7000)
+		s[18] = '-'
+		hexTo(s[19:23], r>>16&0x3fff|0x8000)
+		s[23] = '-'
+		hexTo(s[24:36], q)
 	}
 	b.text = string(buf[:b.size*idLen])
 	b.ms = ms
+}
+
+// hexTo writes the low digits of n that fit into s.
+func hexTo(s []byte, n uint64) {
+	for i := len(s) - 1; i >= 0; i-- {
+		s[i] = "0123456789abcdef"[n&15]
+		n >>= 4
+	}
 }
