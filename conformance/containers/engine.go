@@ -1,9 +1,11 @@
 package containers
 
 import (
+	"archive/tar"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"sync"
@@ -110,6 +112,20 @@ func (e *engine) removeLabelled(ctx context.Context, label, value string) (int, 
 		errs = append(errs, e.remove(ctx, c.ID))
 	}
 	return len(list.Items), errors.Join(errs...)
+}
+
+// readFile returns the content of a file of a container.
+func (e *engine) readFile(ctx context.Context, id, path string) ([]byte, error) {
+	r, err := e.api.CopyFromContainer(ctx, id, client.CopyFromContainerOptions{SourcePath: path})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = r.Content.Close() }()
+	archive := tar.NewReader(r.Content)
+	if _, err := archive.Next(); err != nil {
+		return nil, err
+	}
+	return io.ReadAll(archive)
 }
 
 // EngineVersion returns the version of the container engine, or an error that

@@ -1,6 +1,7 @@
 package containers
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -51,6 +52,30 @@ func StartRabbitMQ(ctx context.Context) (*RabbitMQInstance, error) {
 	return newRabbitMQ(in), nil
 }
 
+// AwaitQueueOnDisk returns once the node has written down that the quorum queue
+// exists; the queue is one of the virtual host "/". The node does so up to half a second after it has confirmed the
+// declaration, and even messages; a kill in between leaves a queue that answers
+// nothing but time-outs for ever (RabbitMQ 4.0: "configured member was not found
+// on this node"). A test that kills a node waits for its queues first.
+func (in *RabbitMQInstance) AwaitQueueOnDisk(ctx context.Context, queue string) error {
+	// Where Ra keeps the names of its servers.
+	const names = "/var/lib/rabbitmq/mnesia/rabbit@" + rabbitMQHost + "/quorum/rabbit@" + rabbitMQHost + "/names.dets"
+	return in.control(ctx, "await a queue of", func(ctx context.Context, e *engine) error {
+		for {
+			b, err := e.readFile(ctx, in.container, names)
+			if err == nil && bytes.Contains(b, []byte("%2F_"+queue)) {
+				return nil
+			}
+			if werr := pause(ctx, pollInterval); werr != nil {
+				return errors.Join(werr, err)
+			}
+		}
+	})
+}
+
+// rabbitMQHost is the host name of every node: a node's data belong to it.
+const rabbitMQHost = "queuestream"
+
 const rabbitMQUser = "guest:guest@"
 
 func newRabbitMQ(in *Instance) *RabbitMQInstance {
@@ -76,7 +101,7 @@ func rabbitMQSpec() spec {
 	return spec{
 		kind:     KindRabbitMQ,
 		ports:    []port{{roleClient, 5672}, {roleStream, 5552}, {roleManagement, 15672}},
-		hostname: "queuestream", // a node's data belong to its host's name
+		hostname: rabbitMQHost,
 		files: func(at addrs) []file {
 			files := []file{
 				config("rabbitmq.conf", confd+"90-queuestream.conf"),
