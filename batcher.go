@@ -47,7 +47,8 @@ type Batcher[T, R any] struct {
 	pending      int                   // queued and not given up, those behind their key included
 	inFlight     int                   // batches
 	keys         map[string]*batchKey[T, R]
-	pendingBytes int // of pending
+	pendingBytes int               // of pending
+	slab         []batchCall[T, R] // for Go
 	epochs       epochs
 	closed       bool
 	changed      chan struct{} // closed and replaced when room is made, for those that wait for some
@@ -92,6 +93,9 @@ const (
 	callDone
 	callGivenUp
 )
+
+// goSlab is how many calls of Go share an allocation.
+const goSlab = 16
 
 // batcherCloseWait is how long Close waits for a cancelled Send to return.
 const batcherCloseWait = 2 * time.Second
@@ -187,7 +191,15 @@ func (b *Batcher[T, R]) DoAll(ctx context.Context, items []T) []Result[R] {
 // goroutine that sends: done must not block. ctx bounds only the wait for room
 // in the queue; with an error Go has sent nothing and done is not called.
 func (b *Batcher[T, R]) Go(ctx context.Context, item T, done func(R, error)) error {
-	return b.enqueue(ctx, &batchCall[T, R]{item: item, notify: done})
+	b.mu.Lock()
+	if len(b.slab) == 0 {
+		b.slab = make([]batchCall[T, R], goSlab)
+	}
+	c := &b.slab[0]
+	b.slab = b.slab[1:]
+	b.mu.Unlock()
+	c.item, c.notify = item, done
+	return b.enqueue(ctx, c)
 }
 
 // Flush waits until everything enqueued before has its result (and its done
@@ -427,8 +439,9 @@ func (b *Batcher[T, R]) dropGivenUp(k *batchKey[T, R]) {
 func (b *Batcher[T, R]) run(batch []*batchCall[T, R]) {
 	for batch != nil {
 		items := make([]T, len(batch))
+		var zero T
 		for i, c := range batch {
-			items[i] = c.item
+			items[i], c.item = c.item, zero // a slab must not keep it
 		}
 		results := make([]Result[R], len(batch))
 		b.o.Send(b.ctx, items, results)

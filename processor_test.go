@@ -87,7 +87,7 @@ func TestProcessorHandlesAllInKeyOrder(t *testing.T) {
 					p.Handler = func(_ context.Context, r *broker.Record) error { j.add(r); return nil }
 				}
 				stop := start(t, p)
-				time.Sleep(10 * time.Second)
+				advance(10 * time.Second)
 				if err := stop(); err != nil {
 					t.Fatal(err)
 				}
@@ -144,7 +144,7 @@ func TestProcessorSlowKeyStallsNothingElse(t *testing.T) {
 				return nil
 			}}
 		stop := start(t, p)
-		time.Sleep(5 * time.Second)
+		advance(5 * time.Second)
 		if n := j.len(); n != 90 {
 			t.Errorf("handled %d, want 90", n)
 		}
@@ -152,7 +152,7 @@ func TestProcessorSlowKeyStallsNothingElse(t *testing.T) {
 			t.Errorf("committed %d, want 3", c)
 		}
 		close(release)
-		time.Sleep(5 * time.Second)
+		advance(5 * time.Second)
 		if c := s.Committed("g", 0); c != 100 {
 			t.Errorf("committed %d, want 100", c)
 		}
@@ -182,7 +182,7 @@ func TestProcessorRetriesInPlace(t *testing.T) {
 				return nil
 			}}
 		stop := start(t, p)
-		time.Sleep(time.Minute)
+		advance(time.Minute)
 		if err := stop(); err != nil {
 			t.Fatal(err)
 		}

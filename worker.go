@@ -208,8 +208,9 @@ type workerRun struct {
 	work  chan []*job
 	wg    sync.WaitGroup // lanes
 	mu    sync.Mutex
-	idle  int           // lanes without work
+	idle  int           // lanes without work; negative: work waits for lanes
 	freed chan struct{} // a token when idle has grown
+	took  atomic.Int64  // moving average of a handler's ns
 
 	cannotReject sync.Once
 }
@@ -237,7 +238,8 @@ func newWorkerRun(ctx context.Context, w *Worker) *workerRun {
 		r.chain = restoring(Chain(r.chain, w.Middleware...))
 	}
 	r.base, r.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
-	r.work = make(chan []*job, r.lanes)
+	r.took.Store(int64(time.Second))
+	r.work = make(chan []*job, r.lanes*(1+maxAhead))
 	r.idle = r.lanes
 	r.keeper.init(r)
 	r.settler.init(r)
@@ -250,6 +252,7 @@ type job struct {
 	lease    time.Duration // its length; 0: none, or it cannot be extended
 	extended time.Time     // when the lease began anew
 	running  *running      // while a handler has it; guarded by the keeper's mutex
+	alone    running       // what running points to unless it is in a batch
 	lost     bool          // guarded by the keeper's mutex
 	tries    int           // of settling
 	prev     *job          // in the keeper's list
@@ -312,15 +315,30 @@ func (r *workerRun) receiveFailed(ctx context.Context, err error) {
 	r.observer.observe(ctx, Observation{Kind: ObservedReceiveError, Err: err})
 }
 
-// takeLanes waits for a free lane and takes all that are free, or one in batch
-// mode. It returns 0 once ctx has ended.
+const maxAhead = 16
+
+// ahead returns how many deliveries to hold for each lane ahead of time: none,
+// since another worker could begin them meanwhile, unless handlers are so
+// quick that fetching for each costs more than they do.
+func (r *workerRun) ahead() int {
+	if r.limiter != nil {
+		return 0
+	}
+	return int(min(int64(time.Millisecond)/max(1, r.took.Load()), maxAhead))
+}
+
+// takeLanes waits for a free lane and takes all that are free, with what may
+// be held ahead, or one in batch mode. It returns 0 once ctx has ended.
 func (r *workerRun) takeLanes(ctx context.Context) int {
 	for {
 		r.mu.Lock()
 		n := r.idle
 		if r.maxBatch > 0 {
 			n = min(n, 1)
+		} else {
+			n += r.lanes * r.ahead()
 		}
+		n = max(n, 0)
 		r.idle -= n
 		r.mu.Unlock()
 		if n > 0 {

@@ -23,15 +23,18 @@ func (r *workerRun) handle(jobs []*job) {
 		ctx, stop = context.WithTimeout(ctx, r.w.Timeout)
 		defer stop()
 	}
-	run := &running{cancel: cancel}
+	run := &jobs[0].alone
+	run.cancel = cancel
 	if jobs = r.keeper.start(jobs, run); len(jobs) == 0 {
 		return
 	}
 	c := &r.w.counters
 	c.running.Add(1)
-	began := r.observer.now()
+	began := time.Now()
 	err := r.call(ctx, jobs)
-	took := since(began)
+	took := time.Since(began)
+	average := r.took.Load()
+	r.took.Store(average + (int64(took)-average)/8) // a race loses one sample
 	c.running.Add(-1)
 	r.keeper.stop(jobs)
 	for i, j := range jobs {
