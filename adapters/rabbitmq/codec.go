@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
@@ -39,7 +40,7 @@ func reservedKey(k string) bool {
 		"x-stream-offset", "x-stream-filter-value":
 		return true
 	}
-	return strings.HasPrefix(k, headerPrefix) || brokerKey(k)
+	return strings.HasPrefix(k, headerPrefix) || brokerKey(k) || !utf8.ValidString(k)
 }
 
 // brokerKey tells whether the broker adds the key to messages.

@@ -1,0 +1,74 @@
+package rabbitmq
+
+import (
+	"time"
+	"unicode/utf8"
+
+	samqp "github.com/rabbitmq/rabbitmq-stream-go-client/pkg/amqp"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/queuestream/broker"
+)
+
+const headerKey = headerPrefix + "key" // of a record, binary
+
+// encodeRecord returns r as an AMQP 1.0 message: the value as data, the key and
+// the headers as application properties, the time as creation-time.
+func encodeRecord(r *broker.Record) *samqp.AMQP10 {
+	m := samqp.NewMessage(r.Value)
+	at := r.Time()
+	if at.IsZero() {
+		at = time.Now()
+	}
+	m.Properties = &samqp.MessageProperties{CreationTime: at}
+	if len(r.Key) == 0 && len(r.Headers) == 0 {
+		return m
+	}
+	t := make(amqp.Table, len(r.Headers)+1)
+	encodeHeaders(r.Headers, t)
+	for k, v := range t {
+		if s, ok := v.(string); ok && !utf8.ValidString(s) { // AMQP 1.0 strings are UTF-8
+			t[k] = []byte(s)
+		}
+	}
+	if len(r.Key) > 0 {
+		t[headerKey] = r.Key
+	}
+	m.ApplicationProperties = t
+	return m
+}
+
+// decodeRecord reads what encodeRecord, or another client, wrote.
+func decodeRecord(m *samqp.Message, partition int32) *broker.Record {
+	r := &broker.Record{Partition: partition}
+	switch {
+	case len(m.Data) == 1:
+		r.Value = m.Data[0]
+	case len(m.Data) > 1:
+		for _, d := range m.Data {
+			r.Value = append(r.Value, d...)
+		}
+	case m.Value != nil:
+		r.Value = []byte(fieldText(m.Value))
+	}
+	if r.Value == nil {
+		r.Value = []byte{}
+	}
+	if m.Properties != nil {
+		r.SetTime(m.Properties.CreationTime)
+	}
+	if len(m.ApplicationProperties) == 0 {
+		return r
+	}
+	if k, ok := binaryValue(m.ApplicationProperties[headerKey]); ok {
+		r.Key = k
+	}
+	for k := range m.ApplicationProperties {
+		if k != headerKey {
+			r.Headers = decodeHeaders(m.ApplicationProperties)
+			break
+		}
+	}
+	return r
+}

@@ -1,0 +1,136 @@
+package rabbitmq
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/queuestream/broker"
+)
+
+func testStream(t *testing.T, b *Broker, cfg broker.StreamConfig) *Stream {
+	t.Helper()
+	name := testName(t, "s")
+	if err := b.DeclareStream(testContext(t), name, cfg); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := b.DeleteStream(testContextDetached(t), name); err != nil {
+			t.Error(err)
+		}
+	})
+	s, err := b.Stream(testContext(t), name, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.(*Stream)
+}
+
+func streamOptions(o *Options) {
+	if u := os.Getenv("BROKER_TEST_RABBITMQ_STREAM"); u != "" {
+		o.StreamURLs = []string{u}
+	}
+}
+
+func TestStreamPublishRead(t *testing.T) {
+	b := testBroker(t, streamOptions)
+	s := testStream(t, b, broker.StreamConfig{Partitions: 2})
+	var rs []broker.Record
+	for i := range 2000 {
+		rs = append(rs, broker.Record{Key: fmt.Append(nil, "k", i%7), Value: fmt.Append(nil, i), Headers: broker.Headers{{Key: "h", Value: "\xff"}, {Key: "a", Value: "b"}}})
+	}
+	start := time.Now()
+	if _, err := s.PublishBatch(testContext(t), rs); err != nil {
+		t.Fatal(err)
+	}
+	t.Log("published", time.Since(start))
+	ps, err := s.Partitions(testContext(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Log(ps)
+	last := map[string]int{}
+	n := 0
+	for r, err := range s.Read(testContext(t), broker.Range{}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		var v int
+		if _, err := fmt.Sscan(string(r.Value), &v); err != nil {
+			t.Fatal(err)
+		}
+		if l, ok := last[string(r.Key)]; ok && v <= l {
+			t.Fatalf("key %s: %d after %d", r.Key, v, l)
+		}
+		last[string(r.Key)] = v
+		if !slices.Equal(r.Headers, rs[0].Headers) || r.Time().IsZero() {
+			t.Fatalf("headers %q", r.Headers)
+		}
+		n++
+	}
+	if n != len(rs) {
+		t.Fatalf("read %d of %d", n, len(rs))
+	}
+}
+
+func TestStreamGroup(t *testing.T) {
+	b := testBroker(t, streamOptions)
+	s := testStream(t, b, broker.StreamConfig{Partitions: 2})
+	for i := range 100 {
+		if _, err := s.Publish(testContext(t), broker.Record{Key: fmt.Append(nil, i), Value: fmt.Append(nil, i)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	group := testName(t, "g")
+	c, err := s.Consumer(testContext(t), group, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []*broker.Record
+	for len(got) < 100 {
+		rs, err := c.Receive(testContext(t), 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, rs...)
+	}
+	if err := c.Commit(testContext(t), got[:60]...); err != nil {
+		t.Fatal(err)
+	}
+	ls, err := s.Lag(testContext(t), group)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Log(ls, c.Partitions())
+	if err := c.Seek(testContext(t), 0, broker.Earliest()); err != nil {
+		t.Fatal(err)
+	}
+	rs, err := c.Receive(testContext(t), 1)
+	if err != nil || rs[0].Partition != 0 || rs[0].Offset() != broker.NewOffset(0) {
+		t.Fatalf("after seek: %v %v", rs, err)
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Commit(testContext(t), got[99]); !errors.Is(err, broker.ErrFenced) {
+		t.Fatalf("commit after close: %v", err)
+	}
+	if err := b.ResetGroup(testContext(t), s.Name(), group, broker.Earliest()); err != nil {
+		t.Fatal(err)
+	}
+	c, err = s.Consumer(testContext(t), group, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for n := 0; n < 100; {
+		rs, err := c.Receive(testContext(t), 1000)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n += len(rs)
+	}
+}
