@@ -104,11 +104,7 @@ func (s *server) deleteQueue(name string) {
 	if q.timer != nil {
 		q.timer.Stop()
 	}
-	for w := q.receivers.pop(); w != nil; w = q.receivers.pop() {
-		q.woken.push(w)
-	}
-	for w := q.space.pop(); w != nil; w = q.space.pop() {
-		q.woken.push(w)
+	for q.rouse(&q.receivers) || q.rouse(&q.space) {
 	}
 	q.unlock()
 }

@@ -192,9 +192,7 @@ func (c *Consumer) unpark(w *waiter) {
 		q.receivers.remove(w)
 		c.spare = w
 	} else if q.count[ready] > 0 {
-		if o := q.receivers.pop(); o != nil {
-			q.woken.push(o)
-		}
+		q.rouse(&q.receivers)
 	}
 	q.unlock()
 }
@@ -302,8 +300,7 @@ func (c *Consumer) stopLocked(err error) {
 		c.q.consumers--
 	}
 	c.err = err
-	for w := c.q.receivers.pop(); w != nil; w = c.q.receivers.pop() {
-		c.q.woken.push(w) // whoever is not closed parks again
+	for c.q.rouse(&c.q.receivers) { // whoever is not closed parks again
 	}
 }
 

@@ -46,7 +46,7 @@ type queue struct {
 	feeders []*queue // queues whose dead letters come here
 	targets []*queue // queues where dead letters go
 
-	woken waitList // tokens that unlock hands out
+	woken *waiter  // those that unlock hands tokens to
 	dead  []burial // messages that unlock moves
 }
 
@@ -81,14 +81,27 @@ func now() int64 { return time.Now().UnixNano() }
 // unlock releases q.mu, wakes whom that concerns and moves dead letters.
 func (q *queue) unlock() {
 	woken, dead := q.woken, q.dead
-	q.woken, q.dead = waitList{}, nil
+	q.woken, q.dead = nil, nil
 	q.mu.Unlock()
-	for w := woken.pop(); w != nil; w = woken.pop() {
+	for woken != nil {
+		w := woken
+		woken, w.nextWoken = w.nextWoken, nil
 		w.token <- struct{}{}
 	}
 	for i := range dead {
 		q.bury(&dead[i])
 	}
+}
+
+// rouse ends the longest wait of a list, if there is one, and reports whether
+// there was. q.mu is held.
+func (q *queue) rouse(l *waitList) bool {
+	w := l.pop()
+	if w == nil {
+		return false
+	}
+	w.nextWoken, q.woken = q.woken, w
+	return true
 }
 
 func (q *queue) bury(b *burial) {
@@ -155,9 +168,7 @@ func (q *queue) activate(e *entry, now int64) {
 	} else {
 		q.back.push(e)
 	}
-	if w := q.receivers.pop(); w != nil {
-		q.woken.push(w)
-	}
+	q.rouse(&q.receivers)
 }
 
 func (q *queue) setState(e *entry, s state) {
@@ -225,7 +236,7 @@ func (q *queue) advance(now int64) {
 			q.drop(e)
 		default: // delayed, and due
 			q.schedule(e, 0)
-			if e.attempts == 0 && e.group == nil {
+			if !e.delivered && e.group == nil {
 				q.seq++
 				e.seq = q.seq // as if published now
 			}
@@ -347,7 +358,7 @@ func (q *queue) hold(e *entry, c *Consumer, now int64, d *broker.Delivery, room 
 	}
 	q.setState(e, inFlight)
 	e.attempts++
-	e.d, e.holder = d, c
+	e.d, e.holder, e.delivered = d, c, true
 	c.open++
 	e.attempt(d, room)
 	d.Bind(c, uint64(e.slot), 0)
@@ -395,7 +406,7 @@ func (q *queue) recycle(e *entry) {
 		*m = broker.Message{} // keeps nothing of the program's alive
 		e.group, e.gprev, e.gnext = nil, nil, nil
 	}
-	e.due, e.expires, e.attempts = 0, 0, 0
+	e.due, e.expires, e.attempts, e.delivered = 0, 0, 0, false
 	q.spare = append(q.spare, e)
 }
 
@@ -549,6 +560,6 @@ func (q *queue) refuses() bool { return q.cfg.MaxLength > 0 || q.srv.opts.WhenFu
 // passSpace wakes the next blocked publisher while there is room. q.mu is held.
 func (q *queue) passSpace() {
 	if q.space.n > 0 && !q.full(entryOverhead) {
-		q.woken.push(q.space.pop())
+		q.rouse(&q.space)
 	}
 }

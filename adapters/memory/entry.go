@@ -23,13 +23,14 @@ type entry struct {
 	when    int64  // of the next event, while in queue.events
 	seq     uint64 // place in the queue
 
-	holder   *Consumer // while in flight
-	pos      [2]int32  // 1 + index in the heaps byTime and byOrder
-	attempts int32     // deliveries so far
-	slot     int32     // in queue.slots, while in flight
-	size     int32     // counted for the queue's bound
-	state    state
-	ringed   bool // in queue.fresh
+	holder    *Consumer // while in flight
+	pos       [2]int32  // 1 + index in the heaps byTime and byOrder
+	attempts  int32     // deliveries so far
+	slot      int32     // in queue.slots, while in flight
+	size      int32     // counted for the queue's bound
+	state     state
+	ringed    bool // in queue.fresh
+	delivered bool // at least once
 }
 
 type state uint8

@@ -10,8 +10,9 @@ import (
 // A waiter is one parked call. Its channel takes one token.
 type waiter struct {
 	token      chan struct{}
-	prev, next *waiter
+	prev, next *waiter // in a waitList
 	queued     bool
+	nextWoken  *waiter // between the end of the wait and its token
 }
 
 func newWaiter() *waiter { return &waiter{token: make(chan struct{}, 1)} }
