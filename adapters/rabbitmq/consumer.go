@@ -112,7 +112,7 @@ func (c *consumer) run(s *session) {
 	defer close(c.done)
 	defer c.fetches.Wait()
 	backoff := c.q.b.o.MinBackoff
-	for c.ctx.Err() == nil {
+	for s != nil || c.ctx.Err() == nil { // a session is ended also when Close came first
 		if s == nil {
 			var err error
 			if s, err = c.open(c.ctx); err != nil {

@@ -93,7 +93,7 @@ func (l *link) start(g *generation) {
 func (l *link) run(g *generation) {
 	defer close(l.done)
 	backoff := l.o.MinBackoff
-	for l.ctx.Err() == nil {
+	for g != nil || l.ctx.Err() == nil { // a connection is closed also when close came first
 		if g == nil {
 			var err error
 			if g, err = l.dial(l.ctx); err != nil {
