@@ -1,0 +1,385 @@
+package kafka
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/queuestream/broker"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// A Consumer is a member of a queue's share group.
+//
+// It fetches on demand: while a Receive waits, or to keep Prefetch deliveries
+// ahead. What was fetched and is not received soon goes back.
+type Consumer struct {
+	q        *Queue
+	client   *kgo.Client
+	member   *shareMember
+	inbox    *broker.Inbox
+	prefetch int
+
+	ctx     context.Context //nolint:containedctx // the consumer's own life
+	cancel  context.CancelFunc
+	work    sync.WaitGroup
+	closing sync.Once
+
+	mu       sync.Mutex
+	closed   bool
+	draining bool
+	wanted   int       // by Receives that wait
+	since    time.Time // when the last of them ended
+	seq      uint64
+	locks    map[uint64]*shareLock // by token
+	nodes    map[int32]*shareNode
+	parts    map[topicPartition]*sharePart
+	delayed  delayed
+	timer    *time.Timer // for what is due next
+	tick     *time.Timer // looks after what is held and not received
+}
+
+type topicPartition struct {
+	topic     [16]byte
+	partition int32
+}
+
+// A sharePart is a partition that is assigned to this member, or was while
+// one of its records is held. Guarded by Consumer.mu.
+type sharePart struct {
+	key   topicPartition
+	name  string
+	retry bool
+	node  *shareNode // its leader; nil: not known
+	locks map[int64]*shareLock
+}
+
+// A shareLock is one record that this member holds. Guarded by Consumer.mu.
+type shareLock struct {
+	d      broker.Delivery
+	part   *sharePart
+	node   *shareNode
+	offset int64
+	token  uint64
+	handed bool // to the program
+	moving bool // to another topic, by the consumer itself
+	gone   bool
+	due    time.Time // of a delayed message
+	time   time.Time // accepted by the broker, in the first copy
+	before int       // attempts before this copy
+}
+
+const (
+	// unwantedAfter is how long what nobody receives is kept without Prefetch.
+	unwantedAfter = time.Second
+	// handedWait is how long a fetch may wait while deliveries are open:
+	// settling them waits behind it.
+	handedWait = 25 * time.Millisecond
+	idleWait   = 5 * time.Second
+)
+
+func newConsumer(q *Queue, prefetch int) (*Consumer, error) {
+	opts := append(q.b.opts.client(),
+		kgo.ConnIdleTimeout(15*time.Minute), // the longest there is: closing a connection gives back what it holds
+	)
+	client, err := kgo.NewClient(append(opts, q.b.opts.Client...)...)
+	if err != nil {
+		return nil, broker.Invalid("%v", err)
+	}
+	c := &Consumer{
+		q: q, client: client, prefetch: prefetch,
+		inbox: broker.NewInbox(nil),
+		locks: map[uint64]*shareLock{}, nodes: map[int32]*shareNode{}, parts: map[topicPartition]*sharePart{},
+	}
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	c.member = newShareMember(c)
+	c.timer = time.AfterFunc(time.Hour, c.moveDue)
+	c.timer.Stop()
+	c.tick = time.AfterFunc(unwantedAfter, c.tend)
+	c.work.Go(func() { c.member.run(c.ctx) })
+	return c, nil
+}
+
+// Name returns the queue's name.
+func (c *Consumer) Name() string { return c.q.name }
+
+// Receive does what broker.Consumer promises.
+func (c *Consumer) Receive(ctx context.Context, max int) ([]*broker.Delivery, error) {
+	if max > 0 && ctx.Err() == nil {
+		c.want(max)
+		defer c.want(-max)
+	}
+	ds, err := c.inbox.Receive(ctx, max)
+	if len(ds) > 0 {
+		ds = c.hand(ds)
+		if len(ds) == 0 {
+			return c.Receive(ctx, max)
+		}
+	}
+	return ds, fail("receive", c.q.name, err)
+}
+
+func (c *Consumer) want(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.wanted += n
+	c.since = time.Now()
+	if n > 0 {
+		c.wakeAll()
+	}
+}
+
+// hand notes what the program gets, and leaves out what was lost meanwhile.
+func (c *Consumer) hand(ds []*broker.Delivery) []*broker.Delivery {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out := ds[:0]
+	for _, d := range ds {
+		l := c.locks[d.Token()]
+		if l == nil || c.q.b.begin() != nil {
+			continue
+		}
+		l.handed = true
+		l.node.handed++
+		out = append(out, d)
+	}
+	return out
+}
+
+// demand returns how many records a node is to fetch. c.mu is held.
+func (c *Consumer) demand() int {
+	if c.closed || c.draining {
+		return 0
+	}
+	n := c.wanted + c.prefetch - c.inbox.Ready()
+	if n <= 0 {
+		return 0
+	}
+	nodes := 0
+	for _, node := range c.nodes {
+		if node.assigned > 0 {
+			nodes++
+		}
+	}
+	return (n + max(1, nodes) - 1) / max(1, nodes)
+}
+
+// wakeAll makes every node look for work. c.mu is held.
+func (c *Consumer) wakeAll() {
+	for _, n := range c.nodes {
+		n.signal()
+	}
+}
+
+// arrived takes a record that was acquired for the attempt-th time. c.mu is held.
+func (c *Consumer) arrived(part *sharePart, node *shareNode, r *kgo.Record, l *shareLock, count int, lease time.Time, out *sorting) {
+	a := decode(r)
+	if old := part.locks[r.Offset]; old != nil {
+		c.lose(old) // it was given back without our knowing
+	}
+	c.seq++
+	l.part, l.node, l.offset, l.token = part, node, r.Offset, c.seq
+	l.time, l.before, l.due = a.time, a.attempts, a.due
+	d := &l.d
+	d.Message, d.Time, d.Attempt = a.message, a.time, a.attempts+count
+	d.Bind(c, l.token, 0)
+	d.SetLease(lease)
+	c.locks[l.token], part.locks[l.offset] = l, l
+	switch {
+	case part.retry:
+		d.Attempt = a.attempts
+		switch {
+		case !a.due.After(time.Now()):
+			out.move(l, copyOut{topic: c.q.topic.name, message: &d.Message, attempts: a.attempts, time: a.time})
+		case count >= c.q.limit-1: // before the broker drops it
+			out.move(l, copyOut{topic: c.q.retry.name, message: &d.Message, attempts: a.attempts, due: a.due, time: a.time})
+		default:
+			c.delayed.push(l)
+		}
+	case c.q.caps.MaxAttempts > 0 && d.Attempt > c.q.caps.MaxAttempts && c.q.dead != "":
+		out.move(l, c.q.deadLetter(&d.Message, "attempts exhausted", d.Attempt-1, a.time))
+	case count >= max(2, c.q.limit-1):
+		// The broker would drop it when this delivery fails: go on with a copy,
+		// whose deliveries it counts from one.
+		out.move(l, copyOut{topic: c.q.topic.name, message: &d.Message, attempts: d.Attempt - 1, time: a.time})
+	default:
+		out.ready = append(out.ready, d)
+	}
+}
+
+// A sorting is what becomes of the records of one fetch.
+type sorting struct {
+	ready  []*broker.Delivery
+	moves  []copyOut
+	movers []*shareLock
+}
+
+func (s *sorting) move(l *shareLock, out copyOut) {
+	l.moving = true
+	s.moves, s.movers = append(s.moves, out), append(s.movers, l)
+}
+
+// deal hands on what sorting has found.
+func (c *Consumer) deal(s *sorting) {
+	if len(s.ready) > 0 {
+		c.inbox.Put(s.ready...)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(s.moves) > 0 && !c.closed {
+		c.work.Go(func() { c.moveAll(s) })
+	}
+}
+
+// moveAll writes copies, confirmed, and then removes the records themselves.
+func (c *Consumer) moveAll(s *sorting) {
+	ctx, cancel := context.WithTimeout(c.ctx, max(time.Second, c.q.lock*3/4))
+	defer cancel()
+	errs := c.q.b.send(ctx, s.moves)
+	failed := false
+	c.mu.Lock()
+	for i, l := range s.movers {
+		if errs[i] == nil {
+			c.enqueue(&ackOp{lock: l, kind: ackAccept})
+			continue
+		}
+		failed = true
+		c.logLocked(slog.LevelWarn, "kafka: moving a message failed; it is tried again", "to", s.moves[i].topic, "id", l.d.ID, "error", errs[i])
+	}
+	c.mu.Unlock()
+	if !failed || sleep(c.ctx, time.Second) != nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i, l := range s.movers {
+		if errs[i] != nil && !l.gone {
+			c.enqueue(&ackOp{lock: l, kind: ackRelease})
+		}
+	}
+}
+
+// lose forgets a lock that the broker has given up. c.mu is held.
+func (c *Consumer) lose(l *shareLock) {
+	l.d.Lose()
+	c.forget(l)
+}
+
+// forget removes a lock. c.mu is held.
+func (c *Consumer) forget(l *shareLock) {
+	if l.gone {
+		return
+	}
+	l.gone = true
+	delete(c.locks, l.token)
+	if l.part.locks[l.offset] == l {
+		delete(l.part.locks, l.offset)
+	}
+	if l.part.retry {
+		c.delayed.remove(l)
+	}
+	if l.handed {
+		l.node.handed--
+		c.q.b.end()
+	}
+}
+
+// tend looks after what is held and not received: what nobody wants goes back,
+// the rest is renewed before its lock ends.
+func (c *Consumer) tend() {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return
+	}
+	now := time.Now()
+	idle := now.Sub(c.since)
+	unwanted := c.wanted == 0 && (c.prefetch == 0 && idle > unwantedAfter || idle > c.q.lock)
+	for _, l := range c.locks {
+		left := l.d.LeaseExpires().Sub(now)
+		switch {
+		case left <= 0:
+			c.lose(l)
+		case l.handed || l.moving || left > c.q.lock/2:
+		case l.due.IsZero() && unwanted:
+		case c.q.caps.Lease:
+			c.enqueue(&ackOp{lock: l, kind: ackRenew})
+		}
+	}
+	c.tick.Reset(max(100*time.Millisecond, min(unwantedAfter, c.q.lock/8)))
+	c.mu.Unlock()
+	if unwanted && c.inbox.Ready() > 0 {
+		c.giveBackReady()
+	}
+}
+
+// giveBackReady releases what lies ready and nobody receives.
+func (c *Consumer) giveBackReady() {
+	ctx, cancel := context.WithTimeout(c.ctx, 10*time.Millisecond)
+	defer cancel()
+	ds, err := c.inbox.Receive(ctx, 1<<20)
+	if err != nil {
+		return // somebody was faster
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, d := range ds {
+		if l := c.locks[d.Token()]; l != nil {
+			d.Lose()
+			c.enqueue(&ackOp{lock: l, kind: ackRelease})
+		}
+	}
+}
+
+// refuse makes Receive fail with err until all is well again (nil).
+func (c *Consumer) refuse(err error) {
+	c.mu.Lock()
+	draining := c.draining
+	c.mu.Unlock()
+	if !draining {
+		c.inbox.SetErr(err)
+	}
+}
+
+func (c *Consumer) log(level slog.Level, msg string, args ...any) { c.logLocked(level, msg, args...) }
+
+func (c *Consumer) logLocked(level slog.Level, msg string, args ...any) {
+	if l := c.q.b.opts.Logger; l != nil {
+		l.Log(context.Background(), level, msg, append(args, "queue", c.q.name)...)
+	}
+}
+
+// drain stops fetching; settling works on.
+func (c *Consumer) drain() {
+	c.inbox.SetErr(broker.ErrShutdown)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.draining = true
+}
+
+// Close gives back what is unsettled and leaves the group.
+func (c *Consumer) Close() error {
+	var err error
+	c.closing.Do(func() {
+		c.mu.Lock()
+		c.closed = true
+		c.tick.Stop()
+		c.timer.Stop()
+		for _, l := range c.locks {
+			c.lose(l)
+		}
+		for _, n := range c.nodes {
+			n.failAll(errGivenBack)
+		}
+		c.mu.Unlock()
+		c.inbox.Close(nil)
+		c.cancel()
+		err = fail("close", c.q.name, within(closeTimeout, func() {
+			c.work.Wait()
+			c.client.Close()
+		}))
+		c.q.left(c)
+	})
+	return err
+}

@@ -1,0 +1,186 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+)
+
+const (
+	shareMaxBytes    = 50 << 20
+	sharePartBytes   = 1 << 20
+	shareMaxRecords  = 2000
+	acquireByRecord  = 1
+	slabOfDeliveries = 16
+)
+
+// buildFetch returns the next fetch, or nil if nothing is wanted. c.mu is held.
+func (n *shareNode) buildFetch() *kmsg.ShareFetchRequest {
+	demand := n.c.demand()
+	if demand == 0 || n.assigned == 0 {
+		return nil
+	}
+	req := kmsg.NewPtrShareFetchRequest()
+	req.GroupID, req.MemberID, req.ShareSessionEpoch = n.group(), n.member(), n.epoch
+	req.MaxWaitMillis = int32(n.wait() / time.Millisecond)
+	req.MinBytes, req.MaxBytes = 1, shareMaxBytes
+	req.MaxRecords = int32(min(demand, shareMaxRecords)) //nolint:gosec // bounded
+	req.BatchSize = req.MaxRecords
+	req.ShareAcquireMode = acquireByRecord
+	wanted := map[topicPartition]bool{}
+	for key, p := range n.c.parts {
+		if p.node != n {
+			continue
+		}
+		wanted[key] = true
+		if n.epoch == 0 || !n.sent[key] {
+			addPartition(req, key)
+		}
+	}
+	for key := range n.sent {
+		if !wanted[key] {
+			f := kmsg.NewShareFetchRequestForgottenTopicsData()
+			f.TopicID, f.Partitions = key.topic, []int32{key.partition}
+			req.ForgottenTopicsData = append(req.ForgottenTopicsData, f)
+		}
+	}
+	return req
+}
+
+func addPartition(req *kmsg.ShareFetchRequest, key topicPartition) {
+	p := kmsg.NewShareFetchRequestTopicPartition()
+	p.Partition, p.PartitionMaxBytes = key.partition, sharePartBytes
+	i := slices.IndexFunc(req.Topics, func(t kmsg.ShareFetchRequestTopic) bool { return t.TopicID == key.topic })
+	if i < 0 {
+		t := kmsg.NewShareFetchRequestTopic()
+		t.TopicID = key.topic
+		i = len(req.Topics)
+		req.Topics = append(req.Topics, t)
+	}
+	req.Topics[i].Partitions = append(req.Topics[i].Partitions, p)
+}
+
+// wait returns how long the broker may hold a fetch: not long while something
+// is held that will have to be settled or renewed. c.mu is held.
+func (n *shareNode) wait() time.Duration {
+	if n.handed > 0 {
+		return handedWait
+	}
+	wait := idleWait
+	for _, l := range n.c.locks {
+		if l.node == n {
+			wait = min(wait, n.c.q.lock/4)
+			break
+		}
+	}
+	return wait
+}
+
+// fetch asks for records and hands on what came.
+func (n *shareNode) fetch(ctx context.Context, req *kmsg.ShareFetchRequest) error {
+	kresp, err := n.request(ctx, req)
+	if err != nil {
+		return err
+	}
+	resp, ok := kresp.(*kmsg.ShareFetchResponse)
+	if !ok {
+		return fmt.Errorf("answer of type %T to a share fetch", kresp)
+	}
+	if err := n.answered(resp.ErrorCode, resp.ErrorMessage); err != nil {
+		return err
+	}
+	lease := time.Now().Add(time.Duration(resp.AcquisitionLockTimeoutMillis) * time.Millisecond)
+	if resp.AcquisitionLockTimeoutMillis <= 0 {
+		lease = time.Now().Add(n.c.q.lock)
+	}
+	var out sorting
+	var errs []error
+	n.c.mu.Lock()
+	for i := range req.Topics {
+		for j := range req.Topics[i].Partitions {
+			n.sent[topicPartition{req.Topics[i].TopicID, req.Topics[i].Partitions[j].Partition}] = true
+		}
+	}
+	for _, f := range req.ForgottenTopicsData {
+		delete(n.sent, topicPartition{f.TopicID, f.Partitions[0]})
+	}
+	if n.epoch > 0 && !n.c.closed {
+		for i := range resp.Topics {
+			for j := range resp.Topics[i].Partitions {
+				if err := n.takePartition(resp.Topics[i].TopicID, &resp.Topics[i].Partitions[j], lease, &out); err != nil {
+					errs = append(errs, err)
+				}
+			}
+		}
+	}
+	n.c.setTimer()
+	n.c.mu.Unlock()
+	n.c.deal(&out)
+	if len(errs) == 0 {
+		n.c.refuse(nil)
+	}
+	return errors.Join(errs...)
+}
+
+// takePartition takes what was acquired of a partition. c.mu is held.
+func (n *shareNode) takePartition(topic [16]byte, rp *kmsg.ShareFetchResponseTopicPartition, lease time.Time, out *sorting) error {
+	part := n.c.parts[topicPartition{topic, rp.Partition}]
+	if err := kerr.ErrorForCode(rp.ErrorCode); err != nil {
+		if part != nil && part.node == n && !isUnauthorized(classify(err)) {
+			n.c.moved(part) // the next heartbeat finds its leader
+			delete(n.sent, part.key)
+		}
+		return fmt.Errorf("partition %d: %w", rp.Partition, err)
+	}
+	if len(rp.AcquiredRecords) == 0 || part == nil || part.node != n {
+		return nil // without a hold on it, its lock ends by itself
+	}
+	in := kmsg.NewFetchResponseTopicPartition()
+	in.Partition, in.RecordBatches = rp.Partition, rp.Records
+	fp, _ := kgo.ProcessFetchPartition(kgo.ProcessFetchPartitionOpts{
+		Offset: rp.AcquiredRecords[0].FirstOffset, Topic: part.name, Partition: rp.Partition,
+	}, &in, kgo.DefaultDecompressor(), nil)
+	if fp.Err != nil {
+		n.c.logLocked(slog.LevelError, "kafka: records cannot be read", "partition", rp.Partition, "error", fp.Err)
+	}
+	records := fp.Records
+	var slab []shareLock
+	for _, a := range rp.AcquiredRecords {
+		next := a.FirstOffset
+		for len(records) > 0 && records[0].Offset <= a.LastOffset {
+			r := records[0]
+			records = records[1:]
+			if r.Offset < a.FirstOffset {
+				continue
+			}
+			n.gap(part, next, r.Offset-1)
+			if next = r.Offset + 1; len(slab) == 0 {
+				slab = make([]shareLock, min(slabOfDeliveries, len(records)+1))
+			}
+			n.c.arrived(part, n, r, &slab[0], int(a.DeliveryCount), lease, out)
+			slab = slab[1:]
+		}
+		if fp.Err == nil {
+			n.gap(part, next, a.LastOffset)
+		}
+	}
+	return nil
+}
+
+// gap tells the broker that offsets it has handed out hold no record (markers,
+// compaction), so that it goes on behind them. c.mu is held.
+func (n *shareNode) gap(part *sharePart, first, last int64) {
+	for o := first; o <= last; o++ {
+		n.c.seq++
+		l := &shareLock{part: part, node: n, offset: o, token: n.c.seq}
+		n.c.locks[l.token], part.locks[o] = l, l
+		n.c.enqueue(&ackOp{lock: l, kind: ackGap})
+	}
+}
