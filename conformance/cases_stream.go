@@ -7,7 +7,7 @@ func streamCases() map[int]StreamCase {
 	all := map[int]StreamCase{}
 	for _, group := range []map[int]StreamCase{
 		streamDelivery, streamOrder, streamReplay, streamCommit, streamGroups, streamRetention,
-		streamTransactions,
+		streamTransactions, streamPressure, streamLife, streamInput, streamFaults,
 	} {
 		maps.Copy(all, group)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/queuestream/broker"
 )
@@ -161,6 +162,7 @@ func streamRebalanceStorm(c *C, s broker.Stream) {
 			n := len(values)
 			mu.Unlock()
 			// Not faster than the group, so that the load is bounded.
+			c.pass(time.Millisecond)
 			c.Until(c.Harness().Soon, func() bool { return ctx.Err() != nil || n-got.count() < 100 })
 		}
 	})

@@ -204,7 +204,7 @@ func (r *streamRun) sameValues(got, want []string, format string, args ...any) {
 	for i < len(got) && i < len(want) && got[i] == want[i] {
 		i++
 	}
-	r.Errorf("%s: %d values, want %d; from index %d on %.3q, want %.3q", what, len(got), len(want), i, head(got[i:]), head(want[i:]))
+	r.Errorf("%s: %d values, want %d; from index %d on %q, want %q", what, len(got), len(want), i, head(got[i:]), head(want[i:]))
 }
 
 // sameSet fails the case unless got and want hold the same, each once.
@@ -480,6 +480,7 @@ func (m *streamMember) work(ctx context.Context, do func(rs []*broker.Record)) (
 // A tally counts the values that came, from many goroutines.
 type tally struct {
 	mu    sync.Mutex
+	n     int
 	times map[string]int
 }
 
@@ -489,6 +490,7 @@ func (t *tally) add(rs ...*broker.Record) {
 	if t.times == nil {
 		t.times = map[string]int{}
 	}
+	t.n += len(rs)
 	for _, rec := range rs {
 		t.times[string(rec.Value)]++
 	}
@@ -556,17 +558,15 @@ func (r *streamRun) share(group string, n int, got *tally) (members []*streamMem
 func (r *streamRun) complete(what string, got *tally, values []string) {
 	if !r.Until(r.C.h.Soon, func() bool { return got.has(values) }) {
 		missing := got.missing(values)
-		r.Fatalf("%s: %d of %d values did not come within %v: %.3q", what, len(missing), len(values), r.C.h.Soon, head(missing))
+		r.Fatalf("%s: %d of %d values did not come within %v: %q", what, len(missing), len(values), r.C.h.Soon, head(missing))
 	}
 }
 
 // count returns how many records came.
 func (t *tally) count() int {
-	n := 0
-	for _, k := range t.counts() {
-		n += k
-	}
-	return n
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.n
 }
 
 // counts returns how often each value came.

@@ -102,8 +102,8 @@ func streamRetentionKeepsOffsets(c *C, s broker.Stream) {
 	r.Check(CheckStream(r.hist))
 }
 
-// latest returns the last record of each key.
-func latest(rs []*broker.Record) map[string]*broker.Record {
+// lastOfEach returns the last record of each key.
+func lastOfEach(rs []*broker.Record) map[string]*broker.Record {
 	out := map[string]*broker.Record{}
 	for _, rec := range rs {
 		out[string(rec.Key)] = rec
@@ -145,7 +145,7 @@ func streamCompactionKeepsLatest(c *C, s broker.Stream) {
 		last[string(rs[i].Key)] = string(rs[i].Value)
 	}
 	all := r.compact(s, len(rs))
-	got := latest(all)
+	got := lastOfEach(all)
 	for key, want := range last {
 		switch rec := got[key]; {
 		case rec == nil:
@@ -243,7 +243,7 @@ func streamTombstoneDeletes(c *C) {
 			c.Errorf("%q of a deleted key is still there after compaction", rec.Value)
 		}
 	}
-	got := latest(all)
+	got := lastOfEach(all)
 	for i := 1; i < 4; i++ {
 		key, want := string(rs[36+i].Key), string(rs[36+i].Value)
 		if rec := got[key]; rec == nil || string(rec.Value) != want {

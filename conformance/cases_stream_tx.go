@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/queuestream/broker"
 )
@@ -197,6 +198,7 @@ func streamAtomicVisibility(c *C, s broker.Stream) {
 				}
 			}
 			reads.Add(1)
+			c.pass(time.Millisecond)
 		}
 	})
 	m := r.join(c.Name("group"), readCommitted, nil)
@@ -329,7 +331,7 @@ func streamConsumeTransformProduce(c *C, s broker.Stream) {
 		}
 	}
 	if missing := got.missing(copies); len(missing) > 0 {
-		c.Fatalf("%d of %d copies are missing: %.3q", len(missing), len(copies), head(missing))
+		c.Fatalf("%d of %d copies are missing: %q", len(missing), len(copies), head(missing))
 	}
 	stop()
 	<-stopped
