@@ -42,6 +42,7 @@ type cli struct {
 type env struct {
 	stdout, stderr io.Writer
 	terminal       bool // stderr is one: show progress
+	open           bridge.Openers
 }
 
 func main() {
@@ -51,7 +52,7 @@ func main() {
 		stop()
 	}()
 	info, err := os.Stderr.Stat()
-	e := env{stdout: os.Stdout, stderr: os.Stderr, terminal: err == nil && info.Mode()&os.ModeCharDevice != 0}
+	e := env{stdout: os.Stdout, stderr: os.Stderr, terminal: err == nil && info.Mode()&os.ModeCharDevice != 0, open: openers()}
 	os.Exit(run(ctx, e, os.Args[1:]))
 }
 

@@ -20,7 +20,7 @@ type replayCmd struct {
 	From     string `default:"earliest" help:"earliest, an RFC 3339 time, or offset:N."`
 	Until    string `default:"now" help:"now, an RFC 3339 time, or offset:N; not sent itself."`
 	Group    string `help:"The consumer group; the same one goes on where a replay was cut off. Default: the route's group with -replay- and the time."`
-	FreshIDs bool   `help:"Make other dedup ids, to get past a FIFO queue's 5-minute window."`
+	FreshIDs bool   `name:"fresh-ids" help:"Make other dedup ids, to get past a FIFO queue's 5-minute window."`
 	DryRun   bool   `help:"Show what would be sent, a line of JSON a record, and send nothing."`
 }
 
@@ -46,7 +46,7 @@ func (c *replayCmd) Run(ctx context.Context, e env) error {
 	if err != nil {
 		return err
 	}
-	set, err := bridge.Build(ctx, one, openers())
+	set, err := bridge.Build(ctx, one, e.open)
 	if err != nil {
 		return err
 	}

@@ -37,7 +37,7 @@ func (c *runCmd) Run(ctx context.Context, e env) error {
 	if err != nil {
 		return fmt.Errorf("tracing: %w", err)
 	}
-	set, err := bridge.Build(ctx, cfg, openers())
+	set, err := bridge.Build(ctx, cfg, e.open)
 	if err != nil {
 		return errors.Join(err, tracing.close())
 	}

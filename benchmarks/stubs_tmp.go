@@ -1,0 +1,2 @@
+package main
+func bridgeScenarios() []scenario {return nil}

@@ -1,0 +1,286 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.opentelemetry.io/otel/propagation"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+	"go.opentelemetry.io/otel/trace"
+	"go.uber.org/goleak"
+
+	"github.com/queuestream/broker"
+	"github.com/queuestream/broker/adapters/memory"
+	"github.com/queuestream/broker/bridge"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// A buffer may be written and read at once.
+type buffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// A shared broker stays open when the worker closes it.
+type shared struct{ broker.Broker }
+
+func (shared) Close() error                   { return nil }
+func (shared) Shutdown(context.Context) error { return nil }
+
+// A bench is an embedded broker with a stream of n records, and a worker's
+// configuration around it.
+type bench struct {
+	t              *testing.T
+	broker         *memory.Broker
+	stream         broker.Stream
+	config         string
+	admin, listen  string
+	stdout, stderr buffer
+}
+
+func newBench(t *testing.T, n int, more string) *bench {
+	t.Helper()
+	ctx := t.Context()
+	m, err := memory.Open(ctx, nil)
+	check(t, err)
+	t.Cleanup(func() { check(t, m.Close()) })
+	b := &bench{t: t, broker: m, admin: freeAddr(t), listen: freeAddr(t)}
+	check(t, m.DeclareStream(ctx, "orders", broker.StreamConfig{Partitions: 2}))
+	for _, q := range []string{"tasks", "dead"} {
+		check(t, m.DeclareQueue(ctx, q, broker.QueueConfig{Ordered: true, Dedup: true}))
+	}
+	b.stream, err = m.Stream(ctx, "orders", nil)
+	check(t, err)
+	rs := make([]broker.Record, n)
+	for i := range rs {
+		rs[i] = broker.Record{Key: fmt.Appendf(nil, "k%d", i%5), Value: fmt.Appendf(nil, `{"n":%d}`, i)}
+	}
+	_, err = b.stream.PublishBatch(ctx, rs)
+	check(t, err)
+	b.config = filepath.Join(t.TempDir(), "bridge.yaml")
+	check(t, os.WriteFile(b.config, fmt.Appendf(nil, `brokers: {m: "memory://x"}
+routes:
+  - name: r
+    source: {broker: m, stream: orders}
+    target: {broker: m, queue: tasks}
+    poison: {queue: dead}
+%s
+worker: {listen: %q, admin_listen: %q, pprof: true}
+`, more, b.listen, b.admin), 0o600))
+	return b
+}
+
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // a test on the loopback
+	check(t, err)
+	defer func() { check(t, l.Close()) }()
+	return l.Addr().String()
+}
+
+func (b *bench) run(ctx context.Context, args ...string) int {
+	e := env{stdout: &b.stdout, stderr: &b.stderr, open: bridge.Openers{Brokers: broker.Openers{
+		"memory": func(context.Context, string) (broker.Broker, error) { return shared{b.broker}, nil },
+	}}}
+	return run(ctx, e, args)
+}
+
+// get answers the body of a URL, or "" while the worker does not answer 200.
+func (b *bench) get(method, addr, path string) string {
+	b.t.Helper()
+	req, err := http.NewRequestWithContext(b.t.Context(), method, "http://"+addr+path, nil)
+	check(b.t, err)
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	res, err := client.Do(req)
+	if err != nil {
+		return ""
+	}
+	body, err := io.ReadAll(res.Body)
+	check(b.t, err)
+	check(b.t, res.Body.Close())
+	if res.StatusCode != http.StatusOK {
+		return ""
+	}
+	return string(body)
+}
+
+func (b *bench) until(what string, done func() bool) {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(b.t.Context(), 20*time.Second)
+	defer cancel()
+	for !done() {
+		select {
+		case <-ctx.Done():
+			b.t.Fatalf("waited in vain for %s; stderr:\n%s", what, b.stderr.String())
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+func (b *bench) ready(queue string) int64 {
+	b.t.Helper()
+	s, err := b.broker.QueueStats(b.t.Context(), queue)
+	check(b.t, err)
+	return s.Ready
+}
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestRun(t *testing.T) {
+	b := newBench(t, 100, "")
+	ctx, cancel := context.WithCancel(t.Context())
+	code := make(chan int, 1)
+	go func() { code <- b.run(ctx, "run", "-c", b.config) }()
+	b.until("the tasks", func() bool { return b.ready("tasks") == 100 })
+	b.until("readiness", func() bool { return b.get("GET", b.listen, "/readyz") == "ok\n" })
+	if b.get("GET", b.listen, "/livez") != "ok\n" {
+		t.Error("not alive")
+	}
+	b.until("no lag", func() bool {
+		var lag []partitionLag
+		check(t, json.Unmarshal([]byte(b.get("GET", b.admin, "/routes/r/lag")), &lag))
+		return len(lag) == 2 && lag[0].Lag+lag[1].Lag == 0
+	})
+	metrics := b.get("GET", b.listen, "/metrics")
+	for _, want := range []string{
+		`bridge_records_total{outcome="enqueued",route="r"} 100`,
+		`bridge_records_total{outcome="in",route="r"} 100`,
+		`bridge_lag_records{partition="1",route="r"} 0`,
+		`bridge_window_records{route="r"} 0`,
+		`bridge_handle_seconds_count{outcome="enqueued",route="r"} 100`,
+	} {
+		if !strings.Contains(metrics, want) {
+			t.Errorf("no metric %s", want)
+		}
+	}
+	if b.get("POST", b.admin, "/routes/r/pause") == "" || !strings.Contains(b.get("GET", b.admin, "/routes"), `"paused": true`) {
+		t.Error("pause")
+	}
+	if b.get("POST", b.admin, "/routes/r/resume") == "" || strings.Contains(b.get("GET", b.admin, "/routes/r"), `"paused": true`) {
+		t.Error("resume")
+	}
+	if b.get("GET", b.admin, "/routes/x") != "" || b.get("GET", b.admin, "/debug/pprof/cmdline") == "" {
+		t.Error("unknown route, or pprof")
+	}
+	cancel()
+	if c := <-code; c != exitOK {
+		t.Errorf("exit code %d: %s", c, b.stderr.String())
+	}
+}
+
+func TestExitCodes(t *testing.T) {
+	halt := newBench(t, 3, "    task: {body: =fromJSON(value).n.x}\n")
+	data, err := os.ReadFile(halt.config)
+	check(t, err)
+	check(t, os.WriteFile(halt.config, bytes.Replace(data, []byte("{queue: dead}"), []byte("{policy: halt}"), 1), 0o600))
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	bad := newBench(t, 0, "    concurrency: many\n")
+	for name, tt := range map[string]struct {
+		b      *bench
+		args   []string
+		code   int
+		stderr string
+	}{
+		"halted":          {halt, []string{"run", "-c", halt.config}, exitHalted, "route r halted"},
+		"configuration":   {bad, []string{"run", "-c", bad.config}, exitConfig, `:7: routes[0].concurrency: "many", want a whole number`},
+		"no such file":    {bad, []string{"check", "-c", "/nowhere.yaml"}, exitConfig, "/nowhere.yaml"},
+		"no such command": {bad, []string{"walk"}, exitConfig, "walk"},
+		"no such route":   {halt, []string{"replay", "-c", halt.config, "--route", "x"}, exitConfig, `--route "x": want one of [r]`},
+		"no position":     {halt, []string{"replay", "-c", halt.config, "--route", "r", "--from", "monday"}, exitConfig, "--from"},
+		"help":            {bad, []string{"--help"}, exitOK, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if code := tt.b.run(ctx, tt.args...); code != tt.code || !strings.Contains(tt.b.stderr.String(), tt.stderr) {
+				t.Errorf("exit code %d, want %d; stderr:\n%s", code, tt.code, tt.b.stderr.String())
+			}
+		})
+	}
+}
+
+func TestCheck(t *testing.T) {
+	b := newBench(t, 7, "")
+	if code := b.run(t.Context(), "check", "-c", b.config, "--connect"); code != exitOK {
+		t.Fatalf("exit code %d: %s", code, b.stderr.String())
+	}
+	if out := b.stdout.String(); !strings.Contains(out, "route r: 2 partitions, 7 records behind") || !strings.HasSuffix(out, ": ok\n") {
+		t.Errorf("printed %q", out)
+	}
+}
+
+func TestReplay(t *testing.T) {
+	b := newBench(t, 40, "    filter: int(fromJSON(value).n) % 2 == 0\n")
+	if code := b.run(t.Context(), "replay", "-c", b.config, "--route", "r", "--dry-run"); code != exitOK {
+		t.Fatalf("exit code %d: %s", code, b.stderr.String())
+	}
+	if lines := strings.Count(b.stdout.String(), "\n"); lines != 40 || b.ready("tasks") != 0 ||
+		!strings.Contains(b.stderr.String(), "40 records, 20 would be sent, 20 filtered, 0 poison; nothing was sent") {
+		t.Errorf("%d lines, %d tasks; stderr %s", lines, b.ready("tasks"), b.stderr.String())
+	}
+	if code := b.run(t.Context(), "replay", "-c", b.config, "--route", "r", "--group", "again"); code != exitOK {
+		t.Fatalf("exit code %d: %s", code, b.stderr.String())
+	}
+	if b.ready("tasks") != 20 || !strings.Contains(b.stdout.String(), "20 enqueued (0 of them known to the queue already), 20 filtered") {
+		t.Errorf("%d tasks; printed %s", b.ready("tasks"), b.stdout.String())
+	}
+	// The same again: the queue knows them, unless they get ids of their own.
+	if code := b.run(t.Context(), "replay", "-c", b.config, "--route", "r", "--group", "once"); code != exitOK || b.ready("tasks") != 20 {
+		t.Errorf("exit code %d, %d tasks, want 20", code, b.ready("tasks"))
+	}
+	if code := b.run(t.Context(), "replay", "-c", b.config, "--route", "r", "--group", "fresh", "--fresh-ids"); code != exitOK || b.ready("tasks") != 40 {
+		t.Errorf("exit code %d, %d tasks, want 40", code, b.ready("tasks"))
+	}
+}
+
+func TestTracing(t *testing.T) {
+	rec := tracetest.NewSpanRecorder()
+	tr := tracingTo(sdktrace.WithSpanProcessor(rec))
+	parent := trace.SpanContextConfig{TraceID: trace.TraceID{1}, SpanID: trace.SpanID{2}, TraceFlags: trace.FlagsSampled}
+	r := &broker.Record{Headers: broker.Headers{{Key: "a", Value: "b"}}}
+	propagation.TraceContext{}.Inject(trace.ContextWithSpanContext(t.Context(), trace.NewSpanContext(parent)), &r.Headers)
+	was := r.Headers.Get("traceparent")
+	var inside string
+	err := tr.middleware("r")(func(_ context.Context, in broker.Incoming) error {
+		inside = in.HeaderSet().Get("traceparent")
+		return nil
+	})(t.Context(), r)
+	check(t, err)
+	check(t, tr.close())
+	spans := rec.Ended()
+	if len(spans) != 1 || spans[0].Parent().SpanID() != parent.SpanID || spans[0].SpanContext().TraceID() != parent.TraceID {
+		t.Fatalf("spans: %v", spans)
+	}
+	if !strings.Contains(inside, spans[0].SpanContext().SpanID().String()) || r.Headers.Get("traceparent") != was {
+		t.Errorf("inside %s, afterwards %s", inside, r.Headers.Get("traceparent"))
+	}
+}
