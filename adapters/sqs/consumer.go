@@ -22,9 +22,11 @@ type Consumer struct {
 	inbox    *broker.Inbox
 	room     chan struct{} // a token when pollers should look again
 
-	ctx    context.Context // of the pollers, ends with Close
-	cancel context.CancelFunc
-	work   sync.WaitGroup // pollers, and deliveries being given back
+	// ctx ends when Close begins: no poll is begun any more. polls ends those
+	// under way.
+	ctx, polls      context.Context
+	stopped, cancel context.CancelFunc
+	work            sync.WaitGroup // pollers, and deliveries being given back
 
 	mu       sync.Mutex
 	held     map[uint64]hold // by token
@@ -34,6 +36,8 @@ type Consumer struct {
 	reserved int // of polls under way
 	pollers  int
 	handed   rate
+	received time.Time   // the last Receive began or ended
+	unread   *time.Timer // runs while something is buffered and nobody receives
 	closed   bool
 	released chan struct{} // closed and replaced when held shrinks
 }
@@ -73,7 +77,8 @@ func newConsumer(q *Queue, opts *broker.ConsumerOptions) (*Consumer, error) {
 		c.prefetch, c.total = opts.Prefetch, opts.Prefetch
 	}
 	c.inbox = broker.NewInbox(c.giveBack)
-	c.ctx, c.cancel = context.WithCancel(context.Background())
+	c.polls, c.cancel = context.WithCancel(context.Background())
+	c.ctx, c.stopped = context.WithCancel(c.polls)
 	return c, nil
 }
 
@@ -91,6 +96,7 @@ func (c *Consumer) Receive(ctx context.Context, max int) ([]*broker.Delivery, er
 // want notes that a Receive waits, and sees to it that there is a poller.
 func (c *Consumer) want(n int) {
 	c.mu.Lock()
+	c.received = time.Now()
 	c.demand += max(0, n)
 	if c.pollers == 0 && !c.closed {
 		c.startPoller()
@@ -101,6 +107,7 @@ func (c *Consumer) want(n int) {
 
 func (c *Consumer) got(n int, ds []*broker.Delivery) {
 	c.mu.Lock()
+	c.received = time.Now()
 	c.demand -= max(0, n)
 	c.handed.add(len(ds))
 	for _, d := range ds {
@@ -114,6 +121,47 @@ func (c *Consumer) got(n int, ds []*broker.Delivery) {
 	}
 	c.mu.Unlock()
 	c.signal()
+	if c.inbox.Ready() > 0 {
+		c.watchUnread()
+	}
+}
+
+// watchUnread sees to it that what nobody receives for a quarter of the lease
+// goes back to the queue, so that a program that stands still does not keep
+// messages from others. It costs them an attempt, as the lease's end would.
+func (c *Consumer) watchUnread() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.unread == nil && !c.closed {
+		c.unread = time.AfterFunc(c.patience(), c.returnUnread)
+	}
+}
+
+func (c *Consumer) patience() time.Duration { return max(time.Second, c.lease/4) }
+
+func (c *Consumer) returnUnread() {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return
+	}
+	if left := c.patience() - time.Since(c.received); c.demand > 0 || left > 0 {
+		c.unread = nil
+		if c.inbox.Ready() > 0 {
+			c.unread = time.AfterFunc(max(left, c.patience()/2), c.returnUnread)
+		}
+		c.mu.Unlock()
+		return
+	}
+	c.unread = nil
+	var ds []*broker.Delivery
+	for _, h := range c.held {
+		if !h.handed {
+			ds = append(ds, h.d)
+		}
+	}
+	c.mu.Unlock()
+	c.giveBack(ds)
 }
 
 func (c *Consumer) signal() {
@@ -176,17 +224,18 @@ func (c *Consumer) drop(d *broker.Delivery) {
 
 // giveBack returns deliveries that were never handed out.
 func (c *Consumer) giveBack(ds []*broker.Delivery) {
-	items := c.disown(ds)
-	if len(items) == 0 {
-		return
-	}
 	c.mu.Lock()
 	if c.closed {
 		c.mu.Unlock()
-		return // Close has given them back
+		return // Close gives back all that is held
 	}
 	c.work.Add(1)
 	c.mu.Unlock()
+	items := c.disown(ds)
+	if len(items) == 0 {
+		c.work.Done()
+		return
+	}
 	go func() {
 		defer c.work.Done()
 		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
@@ -231,13 +280,23 @@ func (c *Consumer) makeVisible(ctx context.Context, items []settlement) {
 	}
 }
 
-// stop ends fetching and gives back what is buffered.
+// stop ends fetching. A poll that is cut off may still take messages, which
+// nobody sees until their lease ends; so short ones are waited for.
 func (c *Consumer) stop() {
 	c.mu.Lock()
 	c.closed = true
+	if c.unread != nil {
+		c.unread.Stop()
+	}
 	c.mu.Unlock()
+	c.stopped()
+	c.inbox.Close(nil) // what it held is in held
+	if c.q.b.o.PollWait < closeTimeout {
+		t := time.AfterFunc(closeTimeout, c.cancel)
+		c.work.Wait()
+		t.Stop()
+	}
 	c.cancel()
-	c.inbox.Close(nil)
 	c.work.Wait()
 }
 
@@ -289,9 +348,9 @@ func (c *Consumer) returnHeld(ctx context.Context, all bool) {
 // Close stops polling and makes everything unsettled visible at once. What
 // SQS does not confirm within 3 s returns when its lease ends.
 func (c *Consumer) Close() error {
+	c.stop()
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
-	c.stop()
 	c.returnHeld(ctx, true)
 	c.q.removeConsumer(c)
 	return nil

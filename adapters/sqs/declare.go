@@ -153,7 +153,7 @@ func (b *Broker) settings(ctx context.Context, name string, cfg *broker.QueueCon
 	fifo := strings.HasSuffix(name, fifoSuffix)
 	switch {
 	case wantsFIFO(cfg) && !fifo:
-		return nil, broker.Invalid("Ordered and dedup need a FIFO queue, whose name ends in .fifo: want %q", b.QueueName(name, *cfg))
+		return nil, broker.Unsupported("Ordered and dedup need a FIFO queue, whose name ends in .fifo: want %q", b.QueueName(name, *cfg))
 	case cfg.MaxPriority > 0:
 		return nil, broker.Unsupported("MaxPriority: SQS has no priorities")
 	case cfg.MaxLength > 0:

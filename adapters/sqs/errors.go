@@ -83,6 +83,8 @@ var codes = map[string]failure{
 	"ParameterValueInvalid":                       {kind: broker.ErrInvalid},
 	"ValidationError":                             {kind: broker.ErrInvalid},
 	"ValidationException":                         {kind: broker.ErrInvalid},
+	"InvalidAction":                               {kind: broker.ErrUnsupported},
+	"UnknownOperationException":                   {kind: broker.ErrUnsupported},
 	"UnsupportedOperation":                        {kind: broker.ErrUnsupported},
 	"AWS.SimpleQueueService.UnsupportedOperation": {kind: broker.ErrUnsupported},
 	"BatchRequestTooLong":                         {kind: broker.ErrTooLarge},

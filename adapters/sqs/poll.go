@@ -15,9 +15,10 @@ import (
 // Pollers follow the work. One is started by the first Receive; while it finds
 // full batches and there is room for more it starts others, up to
 // Options.MaxPollers; one that finds nothing ends, down to one. What they
-// fetch ahead is what was handed out within the last second, so that a slow
-// program's leases do not pass in a buffer; without a waiting Receive and
-// without such a rate nothing is asked for at all.
+// fetch ahead is what the program takes in a quarter of a second, so that a slow
+// one's leases do not pass in a buffer; without a waiting Receive and without
+// such a rate nothing is asked for at all. What stays in the buffer for a
+// quarter of the lease while nobody receives goes back to the queue.
 
 // startPoller starts one more. c.mu is held.
 func (c *Consumer) startPoller() {
@@ -61,11 +62,7 @@ func (c *Consumer) claim() (n int, end bool) {
 
 // free returns for how many more messages there is use. c.mu is held.
 func (c *Consumer) free() int {
-	ahead := c.handed.perSecond()
-	if half := c.lease / 2; half < time.Second {
-		ahead = int(int64(ahead) * int64(half) / int64(time.Second))
-	}
-	want := min(max(c.demand, ahead), c.prefetch)
+	want := min(max(c.demand, c.handed.perSecond()/4), c.prefetch)
 	n := min(want-c.inbox.Ready(), c.total-c.inbox.Len()) - c.reserved
 	return max(0, min(n, batchEntries))
 }
@@ -160,7 +157,7 @@ func (p *poller) receive(n int) ([]types.Message, error) {
 		}
 		in.ReceiveRequestAttemptId = &p.attempt
 	}
-	ctx, cancel := context.WithTimeout(c.ctx, c.q.b.o.PollWait+c.q.b.o.RequestTimeout)
+	ctx, cancel := context.WithTimeout(c.polls, c.q.b.o.PollWait+c.q.b.o.RequestTimeout)
 	defer cancel()
 	out, err := c.q.b.sqs.ReceiveMessage(ctx, in)
 	if err != nil {
@@ -194,12 +191,15 @@ func (c *Consumer) take(ms []types.Message, at time.Time) {
 		}
 	}
 	if len(early) > 0 {
-		c.logCopies("postponing", early, c.q.postpone(c.ctx, early))
+		c.logCopies("postponing", early, c.q.postpone(c.polls, early))
 	}
 	if len(spent) > 0 {
-		c.logCopies("dead-lettering", spent, c.q.bury(c.ctx, spent))
+		c.logCopies("dead-lettering", spent, c.q.bury(c.polls, spent))
 	}
 	c.inbox.Put(ds...)
+	if len(ds) > 0 {
+		c.watchUnread()
+	}
 }
 
 func (c *Consumer) logCopies(what string, cs []copied, errs []error) {

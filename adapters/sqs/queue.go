@@ -88,7 +88,7 @@ func (b *Broker) openQueue(ctx context.Context, name string, opts *broker.QueueO
 func capabilities(t *target, o *Options) broker.QueueCapabilities {
 	c := broker.QueueCapabilities{
 		Headers:     true,
-		MaxBytes:    t.maxBytes,
+		MaxBytes:    guaranteed(t.maxBytes, o),
 		Lease:       true,
 		MaxLease:    maxLease,
 		NackDelay:   true,
@@ -101,7 +101,6 @@ func capabilities(t *target, o *Options) broker.QueueCapabilities {
 		c.Groups, c.Dedup, c.Idempotent = true, true, true
 		c.ContentDedup, c.DedupWindow = t.contentDedup, dedupWindow
 		c.MaxNackDelay = maxLease
-		c.Requeue = broker.RequeueFront
 	} else {
 		c.Delay = true
 		if o.Plain {
@@ -109,6 +108,17 @@ func capabilities(t *target, o *Options) broker.QueueCapabilities {
 		}
 	}
 	return c
+}
+
+// guaranteed returns how large a message is that fits into limit whatever its
+// bytes are: base64 makes 4 of 3, and the attributes qs-id, with an id that
+// this SDK made, and qs-encoding take 70. In plain mode a body is as it is.
+func guaranteed(limit int, o *Options) int {
+	const own = len(attrID+"String"+"01234567-0123-0123-0123-0123456789ab") + len(attrEncoding+"String"+encodingBase64)
+	if o.Plain {
+		return limit
+	}
+	return (limit - own) / 4 * 3
 }
 
 // Name returns the queue's name.
