@@ -51,6 +51,7 @@ type Batcher[T, R any] struct {
 	slab         []batchCall[T, R] // for Go
 	epochs       epochs
 	closed       bool
+	idle         chan struct{} // closed and dropped when nothing is in flight, if Close waits
 	changed      chan struct{} // closed and replaced when room is made, for those that wait for some
 }
 
@@ -242,16 +243,23 @@ func (b *Batcher[T, R]) Close(ctx context.Context) error {
 		}
 	}
 	b.pending, b.pendingBytes = 0, 0
+	var idle chan struct{}
+	if b.inFlight > 0 {
+		if b.idle == nil {
+			b.idle = make(chan struct{})
+		}
+		idle = b.idle
+	}
 	b.mu.Unlock()
 	b.cancel()
+	if idle != nil { // what is in flight is answered first; a Send that does not return is left behind
+		waitFor(idle, batcherCloseWait)
+	}
 	notify(failed)
 	b.mu.Lock()
 	b.answered(failed)
 	b.mu.Unlock()
 	release(failed)
-	ended, cancel := context.WithTimeout(context.WithoutCancel(ctx), batcherCloseWait)
-	defer cancel()
-	_ = b.Flush(ended) // bounded: a Send that does not return is left behind
 	return err
 }
 
@@ -467,6 +475,10 @@ func (b *Batcher[T, R]) run(batch []*batchCall[T, R]) {
 			b.inFlight++
 		}
 		b.start()
+		if b.inFlight == 0 && b.idle != nil {
+			close(b.idle)
+			b.idle = nil
+		}
 		b.mu.Unlock()
 		release(batch)
 		batch = next

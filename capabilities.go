@@ -80,6 +80,9 @@ type ExchangeCapabilities struct {
 	Queue      QueueCapabilities
 }
 
+// limitOf names the flag without which a limit means nothing.
+var limitOf = map[string]string{"MaxDelay": "Delay", "MaxNackDelay": "NackDelay", "MaxLease": "Lease"}
+
 // require returns ErrUnsupported naming every field of want that have lacks.
 // Flags must be true, numbers at least as large; 0 in have means no limit for
 // the fields that say so.
@@ -100,6 +103,9 @@ func require(want, have any) error {
 		case wf.CanInt():
 			unlimited := hf.IsZero() && f.Name != "MaxPriority" && f.Name != "DedupWindow"
 			ok = unlimited || hf.Int() >= wf.Int()
+			if flag := limitOf[f.Name]; flag != "" {
+				ok = ok && h.FieldByName(flag).Bool()
+			}
 		}
 		if !ok {
 			missing = append(missing, fmt.Sprintf("%s %v (has %v)", f.Name, wf.Interface(), hf.Interface()))

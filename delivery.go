@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync/atomic"
 	"time"
 )
@@ -263,6 +264,9 @@ func SettleAll(ctx context.Context, batch []Outcome) error {
 		pending, index = append(pending, Outcome{Delivery: o.Delivery, Verdict: o.Verdict}), append(index, i)
 	}
 	flush()
+	if !slices.ContainsFunc(batch, func(o Outcome) bool { return o.Err != nil }) {
+		return nil
+	}
 	errs := make([]error, len(batch))
 	for i := range batch {
 		errs[i] = batch[i].Err

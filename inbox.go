@@ -86,6 +86,7 @@ func (b *Inbox) Receive(ctx context.Context, max int) ([]*Delivery, error) {
 	}
 	for {
 		if err := ContextError(ctx); err != nil {
+			b.pass()
 			return nil, err
 		}
 		ds, err := b.take(max)
@@ -97,6 +98,13 @@ func (b *Inbox) Receive(ctx context.Context, max int) ([]*Delivery, error) {
 		case <-b.wake:
 		}
 	}
+}
+
+// pass hands on a token that was taken and not used.
+func (b *Inbox) pass() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.signal()
 }
 
 func (b *Inbox) take(max int) ([]*Delivery, error) {
@@ -206,24 +214,55 @@ func (b *Inbox) Ready() int {
 func (b *Inbox) len() int { return len(b.ready) - b.head + b.waiting }
 
 // WaitBelow blocks until Len is below n. It returns ctx's error, or ErrClosed
-// after Close.
+// after Close. While it waits it gives back what stands behind a delivery that
+// was lost without anyone saying so: nothing would ever free it.
 func (b *Inbox) WaitBelow(ctx context.Context, n int) error {
+	var timer *time.Timer
 	for {
 		b.mu.Lock()
-		l, taken, closed := b.len(), b.taken, b.closed
+		var back []*Delivery
+		if !b.closed && b.len() >= n {
+			back = b.sweep()
+		}
+		l, taken, closed, check := b.len(), b.taken, b.closed, b.waiting > 0
 		b.mu.Unlock()
+		b.back(back)
 		switch {
 		case closed:
 			return ErrClosed
 		case l < n:
 			return nil
 		}
+		var tick <-chan time.Time
+		if check {
+			if timer == nil {
+				timer = time.NewTimer(sweepInterval)
+				defer timer.Stop()
+			} else {
+				timer.Reset(sweepInterval)
+			}
+			tick = timer.C
+		}
 		select {
 		case <-ctx.Done():
 			return ContextError(ctx)
 		case <-taken:
+		case <-tick:
 		}
 	}
+}
+
+const sweepInterval = time.Second
+
+// sweep frees the groups whose open delivery is lost and returns what waited.
+func (b *Inbox) sweep() []*Delivery {
+	var back []*Delivery
+	for _, g := range b.groups {
+		if len(g.waiting) > 0 && expired(g.open) {
+			back = append(back, b.undo(g.open)...)
+		}
+	}
+	return back
 }
 
 // SetErr makes Receive return err whenever nothing is ready, until SetErr(nil).
