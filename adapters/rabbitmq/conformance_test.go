@@ -22,13 +22,13 @@ func TestConformance(t *testing.T) {
 	}{
 		{"RabbitMQ quorum queue", func(cfg *broker.QueueConfig) error {
 			if cfg.Ordered {
-				return broker.Unsupported("a plain queue has no groups")
+				return &broker.Error{Op: "declare queue", Adapter: "rabbitmq", Err: broker.Unsupported("a plain queue has no groups")}
 			}
 			return nil
 		}},
 		{"RabbitMQ classic queue", func(cfg *broker.QueueConfig) error {
 			if cfg.Ordered {
-				return broker.Unsupported("a classic queue has no groups")
+				return &broker.Error{Op: "declare queue", Adapter: "rabbitmq", Err: broker.Unsupported("a classic queue has no groups")}
 			}
 			cfg.Options = map[string]string{"x-queue-type": "classic"}
 			return nil

@@ -3,6 +3,7 @@ package rabbitmq
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -28,11 +29,15 @@ type consumer struct {
 	fetches  sync.WaitGroup
 	priority []int32 // by shard, random: spreads the shards over consumers
 
-	mu       sync.Mutex
-	count    uint32 // of sessions
-	session  *session
-	draining bool
-	closed   chan struct{} // closed by the first Close
+	poke chan struct{}   // a Receive began
+	idle chan relaxation // the last Receive ended with nothing
+
+	mu        sync.Mutex
+	count     uint32 // of sessions
+	receiving int    // calls of Receive
+	session   *session
+	draining  bool
+	closed    chan struct{} // closed by the first Close
 }
 
 // A session is a channel from open to dead.
@@ -40,8 +45,9 @@ type session struct {
 	gen  *generation
 	ch   *amqp.Channel
 	acks *acks
-	tags []string
+	tags []string // of the subscriptions; nil: none
 
+	fetches   sync.WaitGroup   // of the subscriptions
 	closed    chan *amqp.Error // by the broker, or with its connection
 	cancelled chan string      // the broker ended a subscription: its queue is gone
 }
@@ -68,7 +74,8 @@ func (q *Queue) consumer(ctx context.Context, opts *broker.ConsumerOptions) (*co
 			return nil, broker.Invalid("Prefetch %d: at most %d", prefetch, maxPrefetch)
 		}
 	}
-	c := &consumer{q: q, prefetch: prefetch, done: make(chan struct{}), closed: make(chan struct{})}
+	c := &consumer{q: q, prefetch: prefetch, done: make(chan struct{}), closed: make(chan struct{}),
+		poke: make(chan struct{}, 1), idle: make(chan relaxation)}
 	c.inbox = broker.NewInbox(c.giveBack)
 	c.held.c = c
 	c.ctx, c.cancel = context.WithCancel(context.Background())
@@ -119,10 +126,7 @@ func (c *consumer) run(s *session) {
 				if c.ctx.Err() != nil {
 					return
 				}
-				c.q.b.o.Logger.Warn("consuming failed", "adapter", adapterName, "queue", c.q.info.name, "error", err)
-				if errors.Is(err, broker.ErrNotFound) || errors.Is(err, broker.ErrUnauthorized) {
-					c.inbox.SetErr(fail("receive", c.q.info.name, err))
-				}
+				c.failed(err)
 				sleep(c.ctx, backoff/2+rand.N(backoff/2+1))
 				backoff = min(2*backoff, c.q.b.o.MaxBackoff)
 				continue
@@ -130,7 +134,9 @@ func (c *consumer) run(s *session) {
 			c.inbox.SetErr(nil)
 		}
 		began := time.Now()
-		s.wait(c.ctx)
+		if err := c.serve(s); err != nil && c.ctx.Err() == nil {
+			c.failed(classify(err))
+		}
 		c.end(s)
 		s = nil
 		if time.Since(began) > time.Second {
@@ -142,61 +148,131 @@ func (c *consumer) run(s *session) {
 	}
 }
 
-// open starts a session: a channel, its prefetch, and the subscriptions.
+// failed tells waiting Receives what will not pass by itself; the consumer goes
+// on trying.
+func (c *consumer) failed(err error) {
+	c.q.b.o.Logger.Warn("consuming failed", "adapter", adapterName, "queue", c.q.info.name, "error", err)
+	if errors.Is(err, broker.ErrNotFound) || errors.Is(err, broker.ErrUnauthorized) {
+		c.inbox.SetErr(fail("receive", c.q.info.name, err))
+	}
+}
+
+// open starts a session: a channel with its prefetch.
 func (c *consumer) open(ctx context.Context) (*session, error) {
 	g, err := c.q.b.control.get(ctx)
 	if err != nil {
 		return nil, err
 	}
-	s, err := call(ctx, func() (*session, error) { return c.subscribe(g) }, func(s *session) { c.end(s) })
+	s, err := call(ctx, func() (*session, error) { return c.openSession(g) }, func(s *session) { c.end(s) })
 	if err != nil && ctx.Err() == nil {
 		return nil, classify(err)
 	}
 	return s, err
 }
 
-func (c *consumer) subscribe(g *generation) (*session, error) {
+func (c *consumer) openSession(g *generation) (*session, error) {
 	ch, err := g.conn.Channel()
 	if err != nil {
 		return nil, err
 	}
 	queues := c.q.info.queues()
+	for _, n := range queues {
+		if _, err := ch.QueueDeclarePassive(n, true, false, false, false, nil); err != nil {
+			return nil, errors.Join(err, closeChannel(ch))
+		}
+	}
 	prefetch := max(1, c.prefetch/len(queues))
 	if err := ch.Qos(prefetch, 0, false); err != nil {
 		return nil, errors.Join(err, closeChannel(ch))
 	}
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.count++
 	s := &session{gen: g, ch: ch, acks: newAcks(ch, c.count)}
-	c.session = s
-	c.mu.Unlock()
 	s.closed = ch.NotifyClose(make(chan *amqp.Error, 1))
 	s.cancelled = ch.NotifyCancel(make(chan string, len(queues)))
-	for i, queue := range queues {
+	c.session = s
+	return s, nil
+}
+
+// serve subscribes while a Receive waits, and returns when the channel is gone,
+// the broker ended a subscription (its queue was deleted), or the consumer is
+// closed.
+func (c *consumer) serve(s *session) error {
+	for {
+		c.mu.Lock()
+		want := c.receiving > 0 && !c.draining
+		c.mu.Unlock()
+		if want && s.tags == nil {
+			if _, err := call(c.ctx, func() (struct{}, error) { return struct{}{}, c.subscribe(s) }, nil); err != nil {
+				return err
+			}
+		}
+		select {
+		case err := <-s.closed:
+			if err != nil {
+				return err
+			}
+			return broker.ErrUnavailable
+		case <-s.cancelled:
+			return fmt.Errorf("%w: the broker ended the subscription", broker.ErrNotFound)
+		case <-c.poke:
+		case r := <-c.idle:
+			err := c.unsubscribe(s, r.drain)
+			close(r.done)
+			if err != nil {
+				return err
+			}
+		case <-c.ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (c *consumer) subscribe(s *session) error {
+	var tags []string
+	for i, queue := range c.q.info.queues() {
 		var args amqp.Table
 		if len(c.priority) > 0 {
 			args = amqp.Table{"x-priority": c.priority[i]}
 		}
 		tag := broker.NewID()
-		in, err := ch.Consume(queue, tag, false, false, false, false, args)
+		in, err := s.ch.Consume(queue, tag, false, false, false, false, args)
 		if err != nil {
-			c.end(s)
-			return nil, err
+			return err
 		}
-		s.tags = append(s.tags, tag)
-		c.fetches.Go(func() { c.fetch(s, in) })
+		tags = append(tags, tag)
+		s.fetches.Add(1)
+		c.fetches.Go(func() {
+			defer s.fetches.Done()
+			c.fetch(s, in)
+		})
 	}
-	return s, nil
+	s.tags = tags
+	return nil
 }
 
-// wait returns when the channel is gone, a subscription was cancelled by the
-// broker (its queue was deleted), or ctx ends.
-func (s *session) wait(ctx context.Context) {
-	select {
-	case <-s.closed:
-	case <-s.cancelled:
-	case <-ctx.Done():
+// unsubscribe lets go of the queue while nobody receives and nothing is open,
+// so that an idle consumer keeps no messages, and no shards, from others.
+// To drain, it does so in any case.
+func (c *consumer) unsubscribe(s *session, drain bool) error {
+	c.mu.Lock()
+	busy := c.receiving > 0
+	c.mu.Unlock()
+	if s.tags == nil || !drain && (busy || s.acks.waiting(true) != nil) {
+		return nil
 	}
+	_, err := call(c.ctx, func() (struct{}, error) {
+		for _, t := range s.tags {
+			if err := s.ch.Cancel(t, false); err != nil {
+				return struct{}{}, err
+			}
+		}
+		s.fetches.Wait() // what was on its way is in the inbox
+		return struct{}{}, nil
+	}, nil)
+	s.tags = nil
+	return err
 }
 
 // end closes the session. What was open on it is lost to its holders, and the
@@ -250,10 +326,66 @@ func (c *consumer) fetch(s *session, in <-chan amqp.Delivery) {
 	}
 }
 
-// Receive implements [broker.Consumer].
+// relaxTime bounds how long a Receive that ends with its context waits for the
+// broker to end the subscription.
+const relaxTime = 100 * time.Millisecond
+
+// Receive implements [broker.Consumer]. When it ends empty with its context,
+// and nothing else is open, the consumer lets go of the queue until the next.
 func (c *consumer) Receive(ctx context.Context, max int) ([]*broker.Delivery, error) {
+	if err := broker.ContextError(ctx); err != nil {
+		return nil, fail("receive", c.q.info.name, err)
+	}
+	c.mu.Lock()
+	c.receiving++
+	first := c.receiving == 1
+	c.mu.Unlock()
+	if first {
+		select {
+		case c.poke <- struct{}{}:
+		default:
+		}
+	}
 	ds, err := c.inbox.Receive(ctx, max)
+	c.mu.Lock()
+	c.receiving--
+	last := c.receiving == 0
+	c.mu.Unlock()
+	if last && err != nil && ctx.Err() != nil {
+		c.relax(false, relaxTime)
+		if c.inbox.Len() > 0 { // came meanwhile, and must not wait for a Receive that may never be
+			late, cancel := context.WithTimeout(context.WithoutCancel(ctx), relaxTime)
+			defer cancel()
+			if more, lerr := c.inbox.Receive(late, max); lerr == nil {
+				return more, nil
+			}
+		}
+	}
 	return ds, fail("receive", c.q.info.name, err)
+}
+
+// A relaxation asks for the end of the subscriptions.
+type relaxation struct {
+	drain bool
+	done  chan struct{}
+}
+
+// relax ends the subscriptions within limit, if there is a connection.
+func (c *consumer) relax(drain bool, limit time.Duration) {
+	t := time.NewTimer(limit)
+	defer t.Stop()
+	r := relaxation{drain: drain, done: make(chan struct{})}
+	select {
+	case c.idle <- r:
+	case <-c.ctx.Done():
+		return
+	case <-t.C:
+		return
+	}
+	select {
+	case <-r.done:
+	case <-t.C:
+	}
 }
 
 // giveBack is the inbox's: deliveries that were never handed out. Those of a
@@ -324,24 +456,12 @@ func (c *consumer) Close() error {
 // verdicts on the rest until ctx ends.
 func (c *consumer) drain(ctx context.Context) error {
 	c.mu.Lock()
-	first, s := !c.draining, c.session
+	first := !c.draining
 	c.draining = true
 	c.mu.Unlock()
 	if first {
-		if s != nil {
-			_, err := call(ctx, func() (struct{}, error) {
-				var errs []error
-				for _, t := range s.tags {
-					errs = append(errs, s.ch.Cancel(t, false))
-				}
-				return struct{}{}, errors.Join(errs...)
-			}, nil)
-			if err != nil && ctx.Err() == nil && !s.ch.IsClosed() {
-				return err
-			}
-		}
-		rest := c.inbox.Close(fail("receive", c.q.info.name, broker.ErrClosed))
-		c.giveBack(rest)
+		c.relax(true, c.q.b.o.CloseTimeout)
+		c.giveBack(c.inbox.Close(fail("receive", c.q.info.name, broker.ErrClosed)))
 	}
 	return c.settled(ctx, true)
 }

@@ -16,6 +16,9 @@ func (b *Broker) Peek(ctx context.Context, queue string, max int) ([]broker.Mess
 	if max <= 0 {
 		return nil, fail("peek", queue, broker.Invalid("max %d: want at least 1", max))
 	}
+	if info, ok := b.topo.queue(queue); ok && info.shards > 0 {
+		return nil, fail("peek", queue, broker.Unsupported("peek: the broker refuses it on shard queues, which have a single active consumer"))
+	}
 	ms := []broker.Message{}
 	err := b.onQueue(ctx, queue, func(ch *amqp.Channel, n string) error {
 		// The deliveries stay open, and return when the channel closes.
@@ -71,6 +74,9 @@ func (b *Broker) redrive(ctx context.Context, from, to string, max int) (moved i
 		return 0, err
 	}
 	r := redriver{b: b, to: to, w: newWindow(b.o.Window, b.o.WindowBytes), targets: map[string]*queueInfo{}}
+	if info.shards > 0 {
+		return r.consume(ctx, info, max)
+	}
 	for _, n := range info.queues() {
 		ready, _, err := b.inspect(ctx, n)
 		if err != nil {
@@ -123,6 +129,73 @@ func (r *redriver) batch(ctx context.Context, queue string, max int) (int, error
 	return 0, classify(err)
 }
 
+// redriveQuiet ends a redrive from shard queues: nothing came for so long.
+const redriveQuiet = 2 * time.Second
+
+// consume moves the messages of an ordered queue. The broker refuses basic.get
+// on queues with a single active consumer, so it is one of them for a while.
+func (r *redriver) consume(ctx context.Context, info queueInfo, max int) (moved int, err error) {
+	ready := 0
+	for _, n := range info.queues() {
+		k, _, err := r.b.inspect(ctx, n)
+		if err != nil {
+			return 0, err
+		}
+		ready += k
+	}
+	if max == 0 || max > ready {
+		max = ready
+	}
+	info.maxAttempts, info.deadLetter = 0, ""
+	q := newQueue(r.b, info)
+	c, err := q.consumer(ctx, nil)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, c.Close()) }()
+	for moved < max {
+		wait, cancel := context.WithTimeout(ctx, redriveQuiet)
+		ds, err := c.Receive(wait, min(max-moved, redriveBatch))
+		cancel()
+		if err != nil {
+			if ctx.Err() == nil && wait.Err() != nil {
+				return moved, nil
+			}
+			return moved, err
+		}
+		copies, now := make([]copyOf, len(ds)), time.Now()
+		for i, d := range ds {
+			copies[i] = r.copyOf(ctx, d, now)
+		}
+		r.b.send(ctx, r.w, copies)
+		var errs []error
+		for i, d := range ds {
+			err := copies[i].err
+			if err == nil {
+				if err = d.Ack(ctx); err == nil {
+					moved++
+				}
+			}
+			errs = append(errs, err)
+		}
+		if err := errors.Join(errs...); err != nil {
+			return moved, err
+		}
+	}
+	return moved, nil
+}
+
+// copyOf returns what to store at a dead letter's target.
+func (r *redriver) copyOf(ctx context.Context, d *broker.Delivery, now time.Time) copyOf {
+	target, err := r.target(ctx, &d.Message)
+	m := broker.RedriveMessage(d.Message)
+	if m.ID == "" {
+		m.ID = broker.NewID()
+	}
+	m.TTL = 0
+	return copyOf{m: m, to: target, now: now, err: err}
+}
+
 func getSome(ch *amqp.Channel, queue string, max int) ([]amqp.Delivery, error) {
 	var got []amqp.Delivery
 	for len(got) < max {
@@ -142,13 +215,7 @@ func (r *redriver) move(ctx context.Context, ch *amqp.Channel, got []amqp.Delive
 	for i := range got {
 		var d broker.Delivery
 		decode(&got[i], &d)
-		target, err := r.target(ctx, &d.Message)
-		m := broker.RedriveMessage(d.Message)
-		if m.ID == "" {
-			m.ID = broker.NewID()
-		}
-		m.TTL = 0
-		copies = append(copies, copyOf{m: m, to: target, now: now, err: err})
+		copies = append(copies, r.copyOf(ctx, &d, now))
 	}
 	r.b.send(ctx, r.w, copies)
 	moved := 0

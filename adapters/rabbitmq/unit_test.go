@@ -1,0 +1,406 @@
+package rabbitmq
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"pgregory.net/rapid"
+
+	"github.com/queuestream/broker"
+)
+
+// TestDelayKey: the bits of a key add up to the delay, rounded up to the unit.
+func TestDelayKey(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		d := time.Duration(rapid.Int64Range(1, int64(MaxDelay)).Draw(t, "delay"))
+		key, top := delayKey("target", d)
+		words := strings.Split(key, ".")
+		if len(words) != delayLevels+1 || words[delayLevels] != delayHash("target") || len(key) > maxShortString {
+			t.Fatalf("key %q", key)
+		}
+		var sum time.Duration
+		highest := -1
+		for i, w := range words[:delayLevels] {
+			if level := delayLevels - 1 - i; w == "1" {
+				sum += delayUnit << level
+				highest = max(highest, level)
+			}
+		}
+		if sum < d || sum-d >= delayUnit || highest != top {
+			t.Fatalf("%v became %v, top %d, want %d", d, sum, top, highest)
+		}
+	})
+	if ms := (delayUnit << (delayLevels - 1)).Milliseconds(); ms >= 1<<32 {
+		t.Fatalf("the highest level waits %d ms, beyond what the broker takes", ms)
+	}
+}
+
+// TestDelayTarget: a binding of as many words as there are levels matches its
+// queue alone, whatever its name.
+func TestDelayTarget(t *testing.T) {
+	for _, name := range []string{"a", "a.b", "*.#", strings.Repeat("x", 255)} {
+		if got := strings.Count(delayTarget(name), "."); got != delayLevels || strings.ContainsAny(delayHash(name), ".*#") {
+			t.Fatalf("%q: %q", name, delayTarget(name))
+		}
+	}
+}
+
+func TestSlots(t *testing.T) {
+	seen := map[int]bool{}
+	for i := range 2000 {
+		g := fmt.Sprint("group", i)
+		s := slotOf(g)
+		if s != slotOf(g) || s < 0 || s >= slots {
+			t.Fatalf("slot %d", s)
+		}
+		seen[s] = true
+	}
+	if len(seen) != slots {
+		t.Fatalf("%d of %d slots are used", len(seen), slots)
+	}
+	for in, want := range map[string]string{"q.shards.3": "q", "q.shards.x": "q.shards.x", "q": "q", ".shards.1": ".shards.1"} {
+		if got := unshard(in); got != want {
+			t.Errorf("unshard(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
+
+func drawHeaders(t *rapid.T) broker.Headers {
+	key := rapid.OneOf(rapid.StringN(1, 6, 300), rapid.SampledFrom([]string{"CC", "a", "b", "x-death", "x-broker-group", "\xff"}))
+	var h broker.Headers
+	for range rapid.IntRange(0, 6).Draw(t, "n") {
+		k := key.Draw(t, "key")
+		if k != "" {
+			h = append(h, broker.Header{Key: k, Value: string(rapid.SliceOf(rapid.Byte()).Draw(t, "value"))})
+		}
+	}
+	return h
+}
+
+// TestHeadersSurvive: order, duplicates, binary values and reserved keys.
+func TestHeadersSurvive(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		h := drawHeaders(t)
+		table := amqp.Table{headerTime: int64(1)}
+		encodeHeaders(h, table)
+		if got := decodeHeaders(table); !slices.Equal(got, h) {
+			t.Fatalf("%q became %q", h, got)
+		}
+		for k := range table {
+			if k == "CC" || k == "BCC" || len(k) > maxHeaderKey {
+				t.Fatalf("the table has %q", k)
+			}
+		}
+	})
+}
+
+func FuzzHeaderList(f *testing.F) {
+	f.Add(encodeHeaderList(broker.Headers{{Key: "a", Value: "1"}, {Key: "a", Value: "2"}}))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		h, ok := decodeHeaderList(b, func(string) (string, bool) { return "table", true })
+		if !ok {
+			return
+		}
+		again, ok := decodeHeaderList(encodeHeaderList(h), func(k string) (string, bool) { return h.Get(k), true })
+		if !ok || !slices.Equal(again, h) {
+			t.Fatalf("%q became %q", h, again)
+		}
+	})
+}
+
+func TestForeignDelivery(t *testing.T) {
+	a := amqp.Delivery{Redelivered: true, MessageId: "m", Body: []byte("b"), Headers: amqp.Table{
+		"n": int32(7), "b": true, "nil": nil, "t": time.Unix(1, 0), "x-delivery-count": int64(4), headerAttempt: int64(3),
+		"x-death": []any{amqp.Table{"queue": "orders", "reason": "expired", "time": time.Unix(9, 0)}},
+	}}
+	var d broker.Delivery
+	decode(&a, &d)
+	if d.Attempt != 8 || d.Headers.Get("n") != "7" || d.Headers.Get("b") != "true" || d.Headers.Get("t") != "1970-01-01T00:00:01Z" {
+		t.Fatalf("%+v", d.Message)
+	}
+	why, ok := broker.DeadLetterOf(&d.Message)
+	if !ok || why.Queue != "orders" || why.Reason != "expired" {
+		t.Fatalf("%+v", why)
+	}
+}
+
+// A fakeAcker applies acknowledgements as the broker does.
+type fakeAcker struct {
+	mu      sync.Mutex
+	open    map[uint64]bool
+	settled map[uint64]string
+	frames  int
+	err     error
+}
+
+func (f *fakeAcker) Ack(tag uint64, multiple bool) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.err != nil {
+		return f.err
+	}
+	f.frames++
+	if !f.open[tag] {
+		f.err = fmt.Errorf("unknown delivery tag %d", tag)
+		return f.err
+	}
+	for t := range f.open {
+		if t == tag || multiple && t < tag {
+			delete(f.open, t)
+			f.settled[t] = "ack"
+		}
+	}
+	return nil
+}
+
+func (f *fakeAcker) Reject(tag uint64, requeue bool) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.frames++
+	if !f.open[tag] || !requeue {
+		f.err = fmt.Errorf("reject of %d", tag)
+		return f.err
+	}
+	delete(f.open, tag)
+	f.settled[tag] = "requeue"
+	return nil
+}
+
+// TestAcksModel: whatever the order of verdicts, each reaches the broker once,
+// as decided, and nothing else is settled.
+func TestAcksModel(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		f := &fakeAcker{open: map[uint64]bool{}, settled: map[uint64]string{}}
+		a := newAcks(f, 1)
+		n := uint64(rapid.IntRange(1, 60).Draw(t, "n"))
+		var tags []uint64
+		for tag := range n {
+			f.open[tag+1] = true
+			tags = append(tags, tag+1)
+		}
+		for _, tag := range shuffled(t, tags) { // several subscriptions share the tags
+			if !a.add(tag, &broker.Delivery{}) {
+				t.Fatalf("add %d", tag)
+			}
+		}
+		want := map[uint64]string{}
+		for _, tag := range shuffled(t, tags)[:rapid.IntRange(0, int(n)).Draw(t, "decided")] {
+			requeue := rapid.Bool().Draw(t, "requeue")
+			want[tag] = map[bool]string{true: "requeue", false: "ack"}[requeue]
+			if !a.decide(tag, 1, requeue) || a.decide(tag, 1, false) || a.decide(tag, 2, false) {
+				t.Fatalf("decide %d", tag)
+			}
+		}
+		for w := a.waiting(false); w != nil; w = a.waiting(false) {
+			<-w
+		}
+		if open := a.close(); len(open) != int(n)-len(want) {
+			t.Fatalf("%d open, want %d", len(open), int(n)-len(want))
+		}
+		if a.decide(1, 1, false) || f.err != nil || fmt.Sprint(f.settled) != fmt.Sprint(want) {
+			t.Fatalf("settled %v, want %v, %v", f.settled, want, f.err)
+		}
+	})
+}
+
+func shuffled(t *rapid.T, tags []uint64) []uint64 {
+	return rapid.Permutation(tags).Draw(t, "order")
+}
+
+// TestAcksUseMultiple: contiguous acknowledgements share frames.
+func TestAcksUseMultiple(t *testing.T) {
+	f := &fakeAcker{open: map[uint64]bool{}, settled: map[uint64]string{}}
+	a := newAcks(f, 1)
+	const n = 1000
+	f.mu.Lock() // the writer waits, and the rest gathers
+	for tag := uint64(1); tag <= n; tag++ {
+		f.open[tag] = true
+		a.add(tag, &broker.Delivery{})
+	}
+	for tag := uint64(1); tag <= n; tag++ {
+		a.decide(tag, 1, false)
+	}
+	f.mu.Unlock()
+	for w := a.waiting(true); w != nil; w = a.waiting(true) {
+		<-w
+	}
+	a.close()
+	if f.frames > 2+n/2 || len(f.settled) != n || f.err != nil {
+		t.Fatalf("%d frames, %d settled, %v", f.frames, len(f.settled), f.err)
+	}
+}
+
+// TestPipe: bytes come out in order, a stalled peer blocks no writer, and Close
+// is bounded.
+func TestPipe(t *testing.T) {
+	near, far := net.Pipe()
+	p := newPipe(near)
+	var want bytes.Buffer
+	for range 500 {
+		b := bytes.Repeat([]byte{byte(rand.IntN(256))}, rand.IntN(3000))
+		want.Write(b)
+		if _, err := p.Write(b); err != nil { // nobody reads yet
+			t.Fatal(err)
+		}
+	}
+	got := make([]byte, want.Len())
+	for n := 0; n < len(got); {
+		k, err := far.Read(got[n:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		n += k
+	}
+	if !bytes.Equal(got, want.Bytes()) {
+		t.Fatal("other bytes came out")
+	}
+	if _, err := p.Write([]byte("never read")); err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(start); took > 5*pipeLinger {
+		t.Fatalf("Close took %v", took)
+	}
+	if _, err := p.Write(nil); err == nil {
+		t.Fatal("write after close")
+	}
+	if err := far.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestOptions(t *testing.T) {
+	for name, o := range map[string]*Options{
+		"none":       nil,
+		"no URL":     {},
+		"scheme":     {URLs: []string{"http://host/"}},
+		"prefetch":   {URLs: []string{"amqp://h/"}, Prefetch: 70000},
+		"negative":   {URLs: []string{"amqp://h/"}, Window: -1},
+		"heartbeat":  {URLs: []string{"amqp://h/"}, Heartbeat: time.Millisecond},
+		"management": {URLs: []string{"amqp://h/"}, Management: "host:15672"},
+	} {
+		_, err := Open(t.Context(), o)
+		e, ok := errors.AsType[*broker.Error](err)
+		if !ok || !errors.Is(err, broker.ErrInvalid) || e.Adapter != adapterName || e.Op != "open" {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := OpenURL(t.Context(), "amqp://user:secret@host:port/"); err == nil || strings.Contains(err.Error(), "secret") {
+		t.Errorf("the error shows the password: %v", err)
+	}
+	uris, err := streamURLs(&Options{URLs: []string{"amqps://u:p@host/v", "amqp://host"}})
+	if err != nil || uris[0].String() != "rabbitmq-stream+tls://u:p@host:5551/v" || uris[1].String() != "rabbitmq-stream://guest:guest@host:5552/%2f" {
+		t.Errorf("%v, %v", uris, err)
+	}
+}
+
+func TestQueueArguments(t *testing.T) {
+	v := func(major int) func() (int, int) { return func() (int, int) { return major, 0 } }
+	_, args, err := queueArguments("q", broker.QueueConfig{MaxAttempts: 3, DeadLetter: "d", MaxLength: 5, TTL: time.Second}, v(4))
+	if err != nil || args["x-delivery-limit"] != int64(-1) || args["x-dead-letter-strategy"] != "at-least-once" ||
+		args["x-overflow"] != "reject-publish" || args["x-message-ttl"] != int64(1000) {
+		t.Fatalf("%v, %v", args, err)
+	}
+	if _, args, err = queueArguments("q", broker.QueueConfig{}, v(3)); err != nil || args["x-delivery-limit"] != nil {
+		t.Fatalf("3.13: %v, %v", args, err)
+	}
+	for name, cfg := range map[string]broker.QueueConfig{
+		"Dedup":    {Dedup: true},
+		"Lease":    {Lease: time.Second},
+		"Delay":    {Delay: time.Second},
+		"MaxBytes": {MaxBytes: 1},
+		"Tags":     {Tags: map[string]string{"a": "b"}},
+		"Options":  {Options: map[string]string{"ttl": "1"}},
+		"Priority": {MaxPriority: 5},
+	} {
+		if _, _, err := queueArguments("q", cfg, v(4)); !errors.Is(err, broker.ErrUnsupported) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for name, cfg := range map[string]broker.QueueConfig{
+		"negative":    {MaxLength: -1},
+		"attempts":    {MaxAttempts: 1},
+		"shards":      {Ordered: true, Shards: 65},
+		"not ordered": {Shards: 2},
+	} {
+		if _, _, err := queueArguments("q", cfg, v(4)); !errors.Is(err, broker.ErrInvalid) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestCheckMessage(t *testing.T) {
+	long := strings.Repeat("x", 256)
+	for name, m := range map[string]broker.Message{
+		"ID": {ID: long}, "ContentType": {ContentType: long}, "CorrelationID": {CorrelationID: long},
+		"ReplyTo": {ReplyTo: long}, "GroupID": {GroupID: long},
+	} {
+		if err := checkMessage(&m); !errors.Is(err, broker.ErrInvalid) || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	big := broker.Message{Headers: broker.Headers{{Key: "k", Value: strings.Repeat("x", 1<<17)}}}
+	if err := checkMessage(&big); !errors.Is(err, broker.ErrTooLarge) {
+		t.Errorf("headers: %v", err)
+	}
+}
+
+// TestCallReturnsWithItsContext: whatever the connection does.
+func TestCallReturnsWithItsContext(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	release, late := make(chan struct{}), make(chan int)
+	go cancel()
+	_, err := call(ctx, func() (int, error) { <-release; return 7, nil }, func(v int) { late <- v })
+	if !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	close(release)
+	if v := <-late; v != 7 {
+		t.Fatal(v)
+	}
+}
+
+// TestRefusedConnection: a typed, temporary error, within the first round.
+func TestRefusedConnection(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	_, err = Open(t.Context(), &Options{URLs: []string{"amqp://" + addr + "/"}})
+	if !errors.Is(err, broker.ErrUnavailable) || !broker.IsTemporary(err) {
+		t.Fatal(err)
+	}
+}
+
+// TestSilentServer: a server that accepts and says nothing ends with DialTimeout
+// or the context, and leaves nothing behind.
+func TestSilentServer(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, err = Open(ctx, &Options{URLs: []string{"amqp://" + l.Addr().String() + "/"}})
+	if err == nil || ctx.Err() == nil {
+		t.Fatal(err)
+	}
+}
