@@ -9,7 +9,10 @@ import (
 )
 
 // ownGroup makes the command the head of a process group.
-func ownGroup(cmd *exec.Cmd) { cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} }
+func ownGroup(cmd *exec.Cmd) {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	endWithParent(cmd)
+}
 
 // signalGroup sends the signal to all processes of the command's group.
 func signalGroup(cmd *exec.Cmd, sig os.Signal) {
