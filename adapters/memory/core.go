@@ -384,6 +384,9 @@ func (q *queue) release(e *entry) {
 	if g := e.group; g != nil && g.open == e {
 		g.open = nil
 	}
+	if q.srv.rules.maxInFlight > 0 && q.count[ready] > 0 {
+		q.rouse(&q.receivers) // it may have waited for less to be in flight
+	}
 }
 
 // finish removes an entry in flight for good. q.mu is held.

@@ -258,7 +258,11 @@ func (r *run) step(ctx context.Context, s step) error {
 	case opReceive:
 		return r.receive(ctx, s.A%2, 1+s.B%4, time.Duration(s.C%50)*time.Second)
 	case opAdvance:
-		for end := now.Add(time.Duration(s.A%100) * time.Second); time.Now().Before(end); {
+		d := time.Duration(s.A%100) * time.Second
+		if s.B%4 == 0 {
+			d = 5 * time.Minute // the window of dedup, exactly
+		}
+		for end := now.Add(d); time.Now().Before(end); {
 			next, ok := r.next()
 			if !ok || next.After(end) {
 				next = end
@@ -494,6 +498,7 @@ func (r *run) reopen(ctx context.Context, i int) error {
 
 // finish checks that the dead letters are those of the specification.
 func (r *run) finish(ctx context.Context, name string) error {
+	synctest.Wait() // a timer may be moving the last one
 	st, err := r.b.QueueStats(ctx, name)
 	if err != nil {
 		return err
