@@ -127,6 +127,8 @@ func streamJoinLeave(c *C, s broker.Stream) {
 	values = append(values, r.load("two")...)
 	r.balanced(1, a, b)
 	values = append(values, r.load("both")...)
+	r.complete("two members", &got, values)
+	c.pass(c.Harness().Quiet) // what comes to a former owner comes by now
 	a.close()
 	values = append(values, r.load("left")...)
 	r.balanced(1, b)

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/queuestream/broker"
 )
@@ -574,4 +575,19 @@ func (t *tally) counts() map[string]int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return maps.Clone(t.times)
+}
+
+// patiently waits up to d for what a broker does in its own time, looking at
+// it ever more seldom.
+func (r *streamRun) patiently(d time.Duration, cond func() bool) bool {
+	wait, waited := time.Millisecond, time.Duration(0)
+	for !cond() {
+		if waited >= d {
+			return false
+		}
+		r.Sleep(wait)
+		waited += wait
+		wait = min(2*wait, max(d/20, 100*time.Millisecond))
+	}
+	return true
 }

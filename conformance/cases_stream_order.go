@@ -60,7 +60,7 @@ func streamKeyAffinity(c *C, s broker.Stream) {
 		}
 		where[string(rec.Key)], used[got.Partition] = got.Partition, true
 	}
-	const keys = 60
+	const keys = 61 // no multiple of anything
 	ctx, cancel := c.Soon()
 	defer cancel()
 	for range 3 {

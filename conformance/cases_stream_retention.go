@@ -31,7 +31,7 @@ func streamRetentionExpires(c *C, s broker.Stream) {
 		c.Errorf("%d of %d records are left after %v, the retention is %v", n, len(old), age, retention(c))
 	}
 	gone := func() bool { return len(r.readAll()) == 0 }
-	if !c.Until(retention(c)+c.Harness().Patience, gone) {
+	if !r.patiently(retention(c)+c.Harness().Patience, gone) {
 		c.Fatalf("%d records are still there %v after their retention of %v", len(r.readAll()), c.Harness().Patience, retention(c))
 	}
 	if age := time.Since(start); age < retention(c)-c.Harness().Tick {
@@ -70,7 +70,7 @@ func streamRetentionKeepsOffsets(c *C, s broker.Stream) {
 			at[streamSlot{got.Partition, got.Offset}] = string(rs[i].Value)
 		}
 	}
-	moved := c.Until(c.Harness().Patience, func() bool { return r.partition(0).First.Compare(first.Offset) > 0 })
+	moved := r.patiently(c.Harness().Patience, func() bool { return r.partition(0).First.Compare(first.Offset) > 0 })
 	if !moved {
 		c.Fatalf("%d bytes are stored and nothing is gone, the limit is 64 KiB", sent)
 	}
@@ -117,7 +117,7 @@ func lastOfEach(rs []*broker.Record) map[string]*broker.Record {
 func (r *streamRun) compact(s broker.Stream, n int) []*broker.Record {
 	var all []*broker.Record
 	pushed := 0
-	ok := r.Until(r.C.h.Patience, func() bool {
+	ok := r.patiently(r.C.h.Patience, func() bool {
 		ctx, cancel := r.Soon()
 		defer cancel()
 		_, err := r.trySend(ctx, s, "filler", broker.Record{Key: []byte("filler"), Value: []byte(r.value("filler"))})
@@ -226,7 +226,7 @@ func streamTombstoneDeletes(c *C) {
 	_, err := s.Publish(c.Context(), broker.Record{Key: deleted, Tombstone: true})
 	c.Must(err, "publish a tombstone")
 	all := r.compact(s, len(rs)+1)
-	c.Until(c.Harness().Patience, func() bool { // the values of the key, at the latest
+	r.patiently(c.Harness().Patience, func() bool { // the values of the key, at the latest
 		n := 0
 		for _, rec := range all {
 			if bytes.Equal(rec.Key, deleted) && !rec.Tombstone {
