@@ -3,6 +3,7 @@ package conformance
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -109,8 +110,8 @@ func bytesExact(c *C, q broker.Queue) {
 		largest = min(caps.MaxBytes, 16<<20)
 	}
 	big := make([]byte, largest)
-	for i := range big {
-		big[i] = byte(c.rng.Uint32())
+	for i := 0; i+8 <= len(big); i += 8 {
+		binary.LittleEndian.PutUint64(big[i:], uint64(i)*0x9e3779b97f4a7c15) // no two alike
 	}
 	bodies := [][]byte{nil, {}, {0}, []byte("\x00a\x00"), all, []byte("\xff\xfe invalid"), []byte("Grüße, 世界 \U0001f30d"), []byte("\r\n\t \ufeff\ufffe"), big[:min(64<<10+1, largest)], big}
 	k := c.Consumer(q, nil)
@@ -436,14 +437,14 @@ func competingConsumers(c *C, q broker.Queue) {
 	for i, k := range consumers {
 		who := fmt.Sprintf("consumer %d", i)
 		c.Go(func() {
-			for {
+			for wait := c.patience(); wait.more(); {
 				mu.Lock()
 				stop := left <= 0
 				mu.Unlock()
-				if stop || c.Failed() {
+				if stop {
 					return
 				}
-				for _, d := range c.TryReceive(k, 5, c.h.Quiet) {
+				for _, d := range wait.receive(k, 5) {
 					h.Received(who, d)
 					c.Must(h.Settle(c.ctx, who, d, ackVerdict), "acknowledge")
 					mu.Lock()

@@ -95,8 +95,8 @@ func million(c *C, q broker.Queue) {
 	for w := range c.h.Workers {
 		k := c.Consumer(q, nil)
 		c.Go(func() {
-			for !ledger.complete() && !c.Failed() {
-				ds := c.TryReceive(k, 100, c.h.Quiet)
+			for wait := c.patience(); !ledger.complete() && wait.more(); {
+				ds := wait.receive(k, 100)
 				for _, d := range ds {
 					c.deliver(&ledger, d)
 				}
@@ -152,8 +152,8 @@ func tenThousandGroups(c *C, q broker.Queue) {
 	for range c.h.Workers {
 		k := c.Consumer(q, nil)
 		c.Go(func() {
-			for !ledger.complete() && !c.Failed() {
-				ds := c.TryReceive(k, 100, c.h.Quiet)
+			for wait := c.patience(); !ledger.complete() && wait.more(); {
+				ds := wait.receive(k, 100)
 				for _, d := range ds {
 					round := next.add(d.GroupID) - 1
 					if string(d.Body) != itoa(round) && !c.h.Duplicates {

@@ -139,14 +139,13 @@ func slowConsumer(c *C, q broker.Queue) {
 		opts = &broker.ConsumerOptions{Prefetch: 1}
 	}
 	slow := c.Consumer(q, opts)
-	c.Publish(q, broker.Message{Body: []byte("held")})
-	held := c.ReceiveOne(slow)
 	const n = 100
-	fast := c.Consumer(q, nil)
-	var got atomic.Int64
-	for i := range n {
+	for i := range n + 1 {
 		c.Publish(q, broker.Message{Body: fmt.Appendf(nil, "m%d", i)})
 	}
+	held := c.ReceiveOne(slow)
+	fast := c.Consumer(q, nil)
+	var got atomic.Int64
 	for {
 		ds := c.TryReceive(fast, 10, c.h.Quiet)
 		if ds == nil {

@@ -291,8 +291,8 @@ func concurrentUse(c *C, q broker.Queue) {
 	for i := range 4 {
 		who := fmt.Sprintf("consumer %d", i)
 		c.Go(func() { // several goroutines share one consumer
-			for h.Acked() < n && !c.Failed() {
-				for _, d := range c.TryReceive(k, 5, 20*time.Millisecond) {
+			for wait := c.patience(); h.Acked() < n && wait.more(); {
+				for _, d := range wait.receive(k, 5) {
 					h.Received(who, d)
 					v := ackVerdict
 					if seen.add(string(d.Body)) == 1 && c.rng.IntN(4) == 0 {

@@ -204,13 +204,12 @@ func releaseNow(c *C, q broker.Queue) {
 		}
 		opts = &broker.ConsumerOptions{Lease: lease}
 	}
-	a, b := c.Consumer(q, opts), c.Consumer(q, opts)
+	k := c.Consumer(q, opts)
 	c.Publish(q, broker.Message{Body: []byte("given back")})
-	d := c.ReceiveOne(a)
+	d := c.ReceiveOne(k)
 	start := time.Now()
 	c.Nack(d, 0)
-	c.Must(a.Close(), "close the consumer")
-	d = c.ReceiveOne(b)
+	d = c.ReceiveOne(k)
 	c.Note("nack", "%v", time.Since(start).Round(time.Millisecond))
 	if !caps.NackDelay {
 		c.WantErr(d.Nack(c.ctx, time.Second), broker.ErrUnsupported, "nack with a delay")
@@ -219,7 +218,7 @@ func releaseNow(c *C, q broker.Queue) {
 	}
 	start = time.Now()
 	c.Nack(d, 2*c.h.Delay)
-	ds := c.TryReceive(b, 1, 2*c.h.Delay+c.h.Soon)
+	ds := c.TryReceive(k, 1, 2*c.h.Delay+c.h.Soon)
 	took := time.Since(start)
 	switch {
 	case ds == nil:

@@ -76,6 +76,27 @@ func (c *C) ReceiveN(k broker.Consumer, n int) []*broker.Delivery {
 	return all
 }
 
+// A patience bounds a loop that receives until something is complete: it ends
+// when nothing has come for a while, or the case has failed.
+type patience struct {
+	c     *C
+	empty time.Time // since when nothing has come
+}
+
+func (c *C) patience() *patience { return &patience{c: c, empty: time.Now()} }
+
+func (p *patience) more() bool {
+	return !p.c.Failed() && p.c.ctx.Err() == nil && time.Since(p.empty) < 3*p.c.h.Soon+3*p.c.h.Lease
+}
+
+func (p *patience) receive(k broker.Consumer, max int) []*broker.Delivery {
+	ds := p.c.TryReceive(k, max, p.c.h.Quiet)
+	if len(ds) > 0 {
+		p.empty = time.Now()
+	}
+	return ds
+}
+
 // Nothing ends the case if anything is delivered within Harness.Quiet.
 func (c *C) Nothing(k broker.Consumer, why string) {
 	if ds := c.TryReceive(k, 10, c.h.Quiet); len(ds) > 0 {

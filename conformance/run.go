@@ -36,8 +36,9 @@ func Run[S interface {
 					continue
 				}
 				t.Run(test.Title(), func(t S) {
-					r := runCase(t, &h, test, kind, report)
-					report.Results = append(report.Results, r)
+					r := Result{ID: test.ID, Name: test.Name, Kind: kind.String(), Group: test.Group, Status: StatusFail, Failures: []string{"the case did not end"}}
+					defer func() { report.Results = append(report.Results, r) }() // also where Around ends the test
+					runCase(t, &h, test, kind, report, &r)
 					tell(t, test, &r)
 				})
 			}
@@ -86,8 +87,7 @@ func tell(t T, test *Case, r *Result) {
 	}
 }
 
-func runCase(t T, h *Harness, test *Case, kind Kind, report *Report) (r Result) {
-	r = Result{ID: test.ID, Name: test.Name, Kind: kind.String(), Group: test.Group, Status: StatusFail, Failures: []string{"the case did not end"}}
+func runCase(t T, h *Harness, test *Case, kind Kind, report *Report, r *Result) {
 	h.Around(t, func(t T) {
 		start := time.Now()
 		c := newC(t, h, test, kind)
@@ -95,7 +95,7 @@ func runCase(t T, h *Harness, test *Case, kind Kind, report *Report) (r Result) 
 		c.bounded("the case", h.CaseTimeout+grace, func() { c.body(report) })
 		c.cancel()
 		c.bounded("cleaning up", time.Minute+grace, c.runCleanup)
-		r = c.seal()
+		*r = c.seal()
 		r.Elapsed = time.Since(start)
 	})
 	if reason, ok := h.Expected[test.ID]; ok {
@@ -106,7 +106,6 @@ func runCase(t T, h *Harness, test *Case, kind Kind, report *Report) (r Result) 
 			r.Reason = "passed, though a difference is expected: " + reason
 		}
 	}
-	return r
 }
 
 // grace is what a case gets after its context has ended.
