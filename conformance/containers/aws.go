@@ -13,7 +13,7 @@ import (
 const (
 	AWSRegion          = "us-east-1"
 	AWSAccessKeyID     = "test"
-	AWSSecretAccessKey = "test" //nolint:gosec // an emulator's
+	AWSSecretAccessKey = "test"
 )
 
 // SQSInstance is an ElasticMQ server with the limits of SQS. It keeps

@@ -10,7 +10,7 @@ import (
 
 // lockFile locks f for as long as it is open, or fails when somebody else does.
 func lockFile(f *os.File) error {
-	return syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) //nolint:gosec // a descriptor fits an int
+	return syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 }
 
 // detach puts the command out of reach of the terminal's signals.

@@ -51,7 +51,7 @@ type command struct {
 func startRun(t *testing.T, runner string) *command {
 	t.Helper()
 	c := &command{t: t, env: make(map[string]string), err: new(strings.Builder)}
-	c.cmd = exec.Command(runner, "-only", "sns", "run", "--", "sh", "-c", "env; echo ready; exec sleep 300")
+	c.cmd = exec.CommandContext(t.Context(), runner, "-only", "sns", "run", "--", "sh", "-c", "env; echo ready; exec sleep 300")
 	for _, e := range os.Environ() {
 		if !strings.HasPrefix(e, "BROKER_TEST_") {
 			c.cmd.Env = append(c.cmd.Env, e)
