@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/queuestream/broker"
@@ -56,23 +57,30 @@ func streamConfigs(cfg *broker.StreamConfig) (map[string]string, error) {
 			want["cleanup.policy"] = "compact,delete"
 		}
 	}
+	// Retention deletes whole segments, and never the one being written: they
+	// are made small enough for what is asked.
 	if cfg.Retention > 0 {
+		want["segment.ms"] = strconv.FormatInt(min(max(1000, cfg.Retention.Milliseconds()/4), maxSegmentMillis), 10)
 		want["retention.ms"] = strconv.FormatInt(max(1, cfg.Retention.Milliseconds()), 10)
 	}
 	if cfg.RetentionBytes > 0 {
+		want["segment.bytes"] = strconv.FormatInt(min(max(1<<20, cfg.RetentionBytes/4), 1<<30), 10)
 		want["retention.bytes"] = strconv.FormatInt(cfg.RetentionBytes, 10)
 	}
 	if cfg.MaxBytes > 0 {
 		want["max.message.bytes"] = strconv.Itoa(cfg.MaxBytes + recordOverhead)
 	}
 	for k, v := range cfg.Options {
-		if has, ok := want[k]; ok && k != "cleanup.policy" && has != v {
+		if has, ok := want[k]; ok && k != "cleanup.policy" && !strings.HasPrefix(k, "segment.") && has != v {
 			return nil, broker.Invalid("Options[%q] is %s, and the field for it says %s", k, v, has)
 		}
 		want[k] = v
 	}
 	return want, nil
 }
+
+// maxSegmentMillis is Kafka's own default of segment.ms, a week.
+const maxSegmentMillis = 7 * 24 * 3600 * 1000
 
 // declareTopic creates a topic, or compares the one that exists.
 func (b *Broker) declareTopic(ctx context.Context, name string, partitions, replicas int, want map[string]string) error {

@@ -59,6 +59,8 @@ var sentinels = map[int16]error{
 	kerr.FencedMemberEpoch.Code:                  broker.ErrFenced,
 	kerr.StaleMemberEpoch.Code:                   broker.ErrFenced,
 	kerr.InvalidProducerEpoch.Code:               broker.ErrFenced,
+	kerr.InvalidTxnState.Code:                    broker.ErrFenced,
+	kerr.InvalidProducerIDMapping.Code:           broker.ErrFenced,
 	kerr.ProducerFenced.Code:                     broker.ErrFenced,
 	kerr.TransactionCoordinatorFenced.Code:       broker.ErrFenced,
 	kerr.TopicAlreadyExists.Code:                 broker.ErrConflict,

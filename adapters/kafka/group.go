@@ -53,6 +53,8 @@ const (
 	// idleCheck is how often a Receive that waits looks whether the topic
 	// still is the one that it reads.
 	idleCheck = 5 * time.Second
+	// growthAge is how soon a group learns of partitions that were added.
+	growthAge = 5 * time.Second
 	// committedReader is stored with the offsets of groups that read
 	// committed records alone, so that Lag knows what they read.
 	committedReader = "read_committed"
@@ -77,6 +79,7 @@ func newGroupConsumer(s *Stream, group string, opts *broker.GroupOptions) (*Grou
 	}
 	c.stop, c.stopped = context.WithCancelCause(context.Background())
 	c.client, err = kgo.NewClient(s.b.opts.consumer(
+		kgo.MetadataMaxAge(growthAge),
 		kgo.ConsumerGroup(group),
 		kgo.ConsumeTopics(s.topic.name),
 		kgo.ConsumeStartOffset(start),

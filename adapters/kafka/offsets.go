@@ -49,21 +49,27 @@ func (s *Stream) after(ctx context.Context, ms int64) (map[int32]int64, error) {
 }
 
 func (s *Stream) offsets(ctx context.Context, list func(context.Context, ...string) (kadm.ListedOffsets, error)) (map[int32]int64, error) {
-	listed, err := list(ctx, s.topic.name)
-	if err != nil {
-		return nil, bounded(ctx, authError(err))
-	}
-	out := make(map[int32]int64, len(listed[s.topic.name]))
-	for p, o := range listed[s.topic.name] {
-		if o.Err != nil {
-			return nil, o.Err
+	var out map[int32]int64
+	ctx, cancel := context.WithTimeout(ctx, retryTimeout)
+	defer cancel()
+	// A leader that moves, or has just begun, refuses for a moment.
+	return out, await(ctx, func() (bool, error) {
+		listed, err := list(ctx, s.topic.name)
+		if err != nil {
+			return false, authError(err)
 		}
-		out[p] = o.Offset
-	}
-	if len(out) == 0 {
-		return nil, kerr.UnknownTopicOrPartition
-	}
-	return out, nil
+		out = make(map[int32]int64, len(listed[s.topic.name]))
+		for p, o := range listed[s.topic.name] {
+			if o.Err != nil {
+				return false, o.Err
+			}
+			out[p] = o.Offset
+		}
+		if len(out) == 0 {
+			return false, kerr.UnknownTopicOrPartition
+		}
+		return true, nil
+	})
 }
 
 // resolve turns a position into an offset for each partition wanted.

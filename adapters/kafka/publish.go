@@ -58,6 +58,8 @@ func (f *flight) run(ctx context.Context, client *kgo.Client) {
 	for i := range f.items {
 		if f.items[i].err == nil {
 			n++
+		} else {
+			f.items[i].done.Store(true)
 		}
 	}
 	if n == 0 {
@@ -65,10 +67,8 @@ func (f *flight) run(ctx context.Context, client *kgo.Client) {
 	}
 	f.left.Store(int64(n))
 	for i := range f.items {
-		if it := &f.items[i]; it.err == nil {
+		if it := &f.items[i]; !it.done.Load() {
 			client.Produce(ctx, &it.rec, delivered)
-		} else {
-			it.done.Store(true)
 		}
 	}
 	select {

@@ -136,7 +136,6 @@ func (q *Queue) capabilities(renew bool, maxAttempts int) broker.QueueCapabiliti
 		Headers:     true,
 		MaxBytes:    max(0, q.topic.maxBytes-recordOverhead-queueOverhead),
 		Lease:       renew,
-		MaxLease:    q.lock,
 		NackDelay:   q.retry != nil,
 		Snooze:      q.retry != nil,
 		Reject:      q.dead != "",
@@ -217,8 +216,8 @@ func (q *Queue) begin(ctx context.Context) error {
 }
 
 // Consumer opens a consumer: one more member of the queue's share group, with
-// connections of its own. Its lease is the group's lock; another one is
-// broker.ErrUnsupported.
+// connections of its own. Its lease may be of any length; see Delivery in the
+// package's documentation.
 func (q *Queue) Consumer(ctx context.Context, opts *broker.ConsumerOptions) (broker.Consumer, error) {
 	c, err := q.consumer(ctx, opts)
 	if err != nil {
@@ -240,15 +239,12 @@ func (q *Queue) consumer(ctx context.Context, opts *broker.ConsumerOptions) (*Co
 	if err := broker.ValidateConsumer(opts, &q.caps); err != nil {
 		return nil, err
 	}
-	if opts.Lease > 0 && opts.Lease != q.lock {
-		return nil, broker.Unsupported("Lease %v: the group's lock is %v and cannot differ by consumer; declare the queue with this Lease", opts.Lease, q.lock)
-	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.closed {
 		return nil, broker.ErrClosed
 	}
-	c, err := newConsumer(q, opts.Prefetch)
+	c, err := newConsumer(q, opts)
 	if err != nil {
 		return nil, err
 	}

@@ -33,6 +33,9 @@ func (b *Broker) declareQueue(ctx context.Context, name string, cfg broker.Queue
 	if err := b.usable(); err != nil {
 		return err
 	}
+	if err := validateName(name); err != nil {
+		return err
+	}
 	if err := validateName(name + retrySuffix); err != nil {
 		return err
 	}

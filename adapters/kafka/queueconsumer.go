@@ -20,6 +20,7 @@ type Consumer struct {
 	member   *shareMember
 	inbox    *broker.Inbox
 	prefetch int
+	lease    time.Duration // of a delivery
 
 	ctx     context.Context //nolint:containedctx // the consumer's own life
 	cancel  context.CancelFunc
@@ -57,17 +58,19 @@ type sharePart struct {
 
 // A shareLock is one record that this member holds. Guarded by Consumer.mu.
 type shareLock struct {
-	d      broker.Delivery
-	part   *sharePart
-	node   *shareNode
-	offset int64
-	token  uint64
-	handed bool // to the program
-	moving bool // to another topic, by the consumer itself
-	gone   bool
-	due    time.Time // of a delayed message
-	time   time.Time // accepted by the broker, in the first copy
-	before int       // attempts before this copy
+	d        broker.Delivery
+	part     *sharePart
+	node     *shareNode
+	offset   int64
+	token    uint64
+	locked   time.Time // until when the broker holds it for us, unless renewed
+	handed   bool      // to the program
+	moving   bool      // to another topic, by the consumer itself
+	gone     bool
+	renewing bool
+	due      time.Time // of a delayed message
+	time     time.Time // accepted by the broker, in the first copy
+	before   int       // attempts before this copy
 }
 
 const (
@@ -79,7 +82,7 @@ const (
 	idleWait   = 5 * time.Second
 )
 
-func newConsumer(q *Queue, prefetch int) (*Consumer, error) {
+func newConsumer(q *Queue, o *broker.ConsumerOptions) (*Consumer, error) {
 	opts := append(q.b.opts.client(),
 		kgo.ConnIdleTimeout(15*time.Minute), // the longest there is: closing a connection gives back what it holds
 	)
@@ -88,9 +91,12 @@ func newConsumer(q *Queue, prefetch int) (*Consumer, error) {
 		return nil, broker.Invalid("%v", err)
 	}
 	c := &Consumer{
-		q: q, client: client, prefetch: prefetch,
+		q: q, client: client, prefetch: o.Prefetch, lease: o.Lease,
 		inbox: broker.NewInbox(nil),
 		locks: map[uint64]*shareLock{}, nodes: map[int32]*shareNode{}, parts: map[topicPartition]*sharePart{},
+	}
+	if c.lease == 0 {
+		c.lease = q.lock
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.member = newShareMember(c)
@@ -142,8 +148,10 @@ func (c *Consumer) hand(ds []*broker.Delivery) []*broker.Delivery {
 		}
 		l.handed = true
 		l.node.handed++
+		d.SetLease(c.leaseFrom(time.Now(), c.lease, l))
 		out = append(out, d)
 	}
+	c.tick.Reset(0)
 	return out
 }
 
@@ -185,6 +193,7 @@ func (c *Consumer) arrived(part *sharePart, node *shareNode, r *kgo.Record, l *s
 	d.Message, d.Time, d.Attempt = a.message, a.time, a.attempts+count
 	d.Bind(c, l.token, 0)
 	d.SetLease(lease)
+	l.locked = lease
 	c.locks[l.token], part.locks[l.offset] = l, l
 	switch {
 	case part.retry:
@@ -285,8 +294,24 @@ func (c *Consumer) forget(l *shareLock) {
 	}
 }
 
-// tend looks after what is held and not received: what nobody wants goes back,
-// the rest is renewed before its lock ends.
+// leaseFrom returns when a lease that begins now ends. The broker's lock is
+// renewed for as long as it lasts, where the cluster can do that.
+func (c *Consumer) leaseFrom(now time.Time, lease time.Duration, l *shareLock) time.Time {
+	end := now.Add(lease)
+	if !c.q.caps.Lease && end.After(l.locked) {
+		return l.locked
+	}
+	return end
+}
+
+const (
+	tendLeast = 10 * time.Millisecond
+	tendMost  = time.Second
+)
+
+// tend looks after what is held: a lease that has ended gives the record back,
+// a lock that ends before its lease is renewed, and what nobody receives goes
+// back after a while.
 func (c *Consumer) tend() {
 	c.mu.Lock()
 	if c.closed {
@@ -296,22 +321,50 @@ func (c *Consumer) tend() {
 	now := time.Now()
 	idle := now.Sub(c.since)
 	unwanted := c.wanted == 0 && (c.prefetch == 0 && idle > unwantedAfter || idle > c.q.lock)
+	next := tendMost
 	for _, l := range c.locks {
-		left := l.d.LeaseExpires().Sub(now)
-		switch {
-		case left <= 0:
-			c.lose(l)
-		case l.handed || l.moving || left > c.q.lock/2:
-		case l.due.IsZero() && unwanted:
-		case c.q.caps.Lease:
-			c.enqueue(&ackOp{lock: l, kind: ackRenew})
-		}
+		next = min(next, c.tendLock(l, now, unwanted))
 	}
-	c.tick.Reset(max(100*time.Millisecond, min(unwantedAfter, c.q.lock/8)))
+	c.tick.Reset(max(tendLeast, next))
 	c.mu.Unlock()
 	if unwanted && c.inbox.Ready() > 0 {
 		c.giveBackReady()
 	}
+}
+
+// tendLock looks after one lock and returns when to look again. c.mu is held.
+func (c *Consumer) tendLock(l *shareLock, now time.Time, unwanted bool) time.Duration {
+	if l.handed {
+		if left := l.d.LeaseExpires().Sub(now); left > 0 {
+			return min(left, c.renew(l, now))
+		}
+		if l.d.Lose() { // otherwise it is being settled
+			c.enqueue(&ackOp{lock: l, kind: ackRelease})
+		}
+		return tendMost
+	}
+	switch {
+	case !l.locked.After(now):
+		c.lose(l)
+		return tendMost
+	case l.moving, l.due.IsZero() && unwanted:
+		return tendMost
+	}
+	return c.renew(l, now)
+}
+
+// renew renews the broker's lock when half of it is over, and returns when
+// that will be. c.mu is held.
+func (c *Consumer) renew(l *shareLock, now time.Time) time.Duration {
+	left := l.locked.Sub(now) - c.q.lock/2
+	if left > 0 || !c.q.caps.Lease {
+		return max(left, tendLeast)
+	}
+	if !l.renewing {
+		l.renewing = true
+		c.enqueue(&ackOp{lock: l, kind: ackRenew})
+	}
+	return tendMost
 }
 
 // giveBackReady releases what lies ready and nobody receives.

@@ -62,9 +62,6 @@ func (c *Consumer) plan(ctx context.Context, o *broker.Outcome) (*shareLock, int
 	case broker.VerdictAck:
 		return l, ackAccept, nil, nil
 	case broker.VerdictExtend:
-		if v.Lease > 0 && v.Lease != c.q.lock {
-			return nil, 0, nil, broker.Unsupported("extend by %v: the group's lock is renewed by %v, no more and no less", v.Lease, c.q.lock)
-		}
 		return l, ackRenew, nil, nil
 	case broker.VerdictReject:
 		out := c.q.deadLetter(&d.Message, v.Reason, d.Attempt, d.Time)
@@ -111,7 +108,10 @@ func (c *Consumer) acknowledge(ctx context.Context, batch []broker.Outcome, lock
 	}
 	for i := range batch {
 		if batch[i].Err == nil {
-			slab[i] = ackOp{lock: locks[i], kind: kinds[i], call: call}
+			slab[i] = ackOp{lock: locks[i], kind: kinds[i], call: call, lease: c.lease}
+			if l := batch[i].Verdict.Lease; l > 0 {
+				slab[i].lease = l
+			}
 			ops[i] = &slab[i]
 			c.enqueue(ops[i])
 		}

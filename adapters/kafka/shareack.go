@@ -30,6 +30,9 @@ type ackOp struct {
 	err  error
 	done bool
 	sent bool
+
+	at    time.Time     // of a renewal: when it was asked for
+	lease time.Duration // of a renewal: for how long
 }
 
 // An ackCall waits for its operations.
@@ -45,6 +48,7 @@ func (c *Consumer) enqueue(op *ackOp) {
 		return
 	}
 	n := op.lock.node
+	op.at = time.Now()
 	n.acks = append(n.acks, op)
 	n.signal()
 }
@@ -137,7 +141,7 @@ func (n *shareNode) acknowledge(ctx context.Context, ops []*ackOp) error {
 	}
 	kresp, err := n.request(ctx, req)
 	if err != nil {
-		n.completeAll(ops, fmt.Errorf("%w: %w", broker.ErrLeaseLost, broker.UnknownOutcome(err)))
+		n.completeAll(ops, broker.UnknownOutcome(err))
 		return err
 	}
 	resp, ok := kresp.(*kmsg.ShareAcknowledgeResponse)
@@ -195,6 +199,9 @@ func ackError(err error) error {
 
 func (n *shareNode) finish(op *ackOp, err error) {
 	l := op.lock
+	if op.kind == ackRenew && op.call == nil {
+		l.renewing = false
+	}
 	switch {
 	case errors.Is(err, broker.ErrLeaseLost):
 		n.c.lose(l)
@@ -203,7 +210,14 @@ func (n *shareNode) finish(op *ackOp, err error) {
 			n.acks = append(n.acks, &ackOp{lock: l, kind: op.kind}) // nobody else will try again
 		}
 	case op.kind == ackRenew:
-		l.d.SetLease(time.Now().Add(n.c.q.lock))
+		l.locked = op.at.Add(n.c.q.lock)
+		switch {
+		case !l.handed:
+			l.d.SetLease(l.locked)
+		case op.call != nil: // the program asked
+			l.d.SetLease(n.c.leaseFrom(op.at, op.lease, l))
+			n.c.tick.Reset(0)
+		}
 	default:
 		n.c.forget(l)
 	}

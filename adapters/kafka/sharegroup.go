@@ -152,7 +152,15 @@ func (c *Consumer) assign(ctx context.Context, assigned map[[16]byte][]int32, ch
 			}
 			continue
 		}
-		for _, p := range assigned[d.ID] {
+		// The group's assignor spreads partitions over the members, as for
+		// streams; but then a member that is slow would keep its partitions'
+		// messages from the others. A share session may fetch any partition
+		// of the group, so every member fetches all of them, as soon as the
+		// first assignment shows that the group has taken them up.
+		for p := range d.Partitions {
+			if len(assigned) == 0 {
+				break
+			}
 			key := topicPartition{d.ID, p}
 			wanted[key] = true
 			part := c.parts[key]

@@ -280,10 +280,26 @@ func (x *Tx) publish(ctx context.Context, to broker.Stream, rs []broker.Record) 
 	}
 	x.produced = x.produced || len(rs) > 0
 	x.mu.Unlock()
+	// The records outlive this call and its context; only the wait for room
+	// is bounded by it.
 	for i := range f.items {
-		x.t.client.Produce(ctx, &f.items[i].rec, x.failed)
+		if err := x.room(ctx, &rs[i]); err != nil {
+			x.failed(nil, err)
+			return aborted(err)
+		}
+		x.t.client.Produce(context.Background(), &f.items[i].rec, x.failed)
 	}
 	return nil
+}
+
+// room waits until the client has room for one more record.
+func (x *Tx) room(ctx context.Context, r *broker.Record) error {
+	o := x.t.b.opts
+	if x.t.client.BufferedProduceRecords() < int64(o.MaxBufferedRecords) &&
+		x.t.client.BufferedProduceBytes()+int64(r.Size()) < int64(o.MaxBufferedBytes) {
+		return nil
+	}
+	return x.t.client.Flush(ctx)
 }
 
 func (x *Tx) failed(_ *kgo.Record, err error) {
@@ -429,9 +445,18 @@ func (x *Tx) abandon(ctx context.Context, cause error) error {
 	if errors.Is(err, broker.ErrFenced) {
 		return err
 	}
+	if producerGone(cause) {
+		return x.t.ended(cause)
+	}
 	// Without an answer to the abort, Begin aborts again, and the broker does
 	// after the transaction's time-out.
 	return aborted(bounded(ctx, cause))
+}
+
+// producerGone tells the refusals after which the producer cannot go on:
+// another one has its id, or the broker does not know it any more.
+func producerGone(err error) bool {
+	return errors.Is(err, kerr.ProducerFenced) || errors.Is(err, kerr.InvalidTxnState) || errors.Is(err, kerr.InvalidProducerIDMapping)
 }
 
 // unconfirmed deals with a commit that got no, or no good, answer.
