@@ -67,12 +67,13 @@ var streamMutants = []struct {
 	})}},
 	{"publishing is fire and forget", "CloseFlushes", streamMutation{send: func(s *mutantStream, ctx context.Context, rs []broker.Record) ([]broker.Receipt, error) {
 		go func() {
-			time.Sleep(time.Millisecond) // virtual
-			_, _ = s.Stream.PublishBatch(context.WithoutCancel(ctx), rs)
+			select {
+			case <-time.After(time.Millisecond): // virtual
+				_, _ = s.Stream.PublishBatch(context.WithoutCancel(ctx), rs)
+			case <-s.b.w.end:
+			}
 		}()
 		return make([]broker.Receipt, len(rs)), nil
-	}, closed: func(s *mutantStream) error {
-		return s.Stream.Close()
 	}}},
 	{"publishing ignores an ended context", "ContextCancel", streamMutation{send: func(s *mutantStream, ctx context.Context, rs []broker.Record) ([]broker.Receipt, error) {
 		return s.Stream.PublishBatch(context.WithoutCancel(ctx), rs)
@@ -168,12 +169,15 @@ var streamMutants = []struct {
 		return group + itoa(s.b.w.count())
 	}}},
 	{"what is revoked is handed out further", "JoinLeave", streamMutation{receive: keepReading}},
-	{"OnRevoked comes too late", "RevokeBeforeAssign", streamMutation{join: func(_ *mutantStream, group string, o *broker.GroupOptions) string {
+	{"OnRevoked comes too late", "RevokeBeforeAssign", streamMutation{join: func(s *mutantStream, group string, o *broker.GroupOptions) string {
 		if f := o.OnRevoked; f != nil {
 			o.OnRevoked = func(ctx context.Context, ps []int32) {
 				go func() {
-					time.Sleep(time.Millisecond) // virtual
-					f(context.WithoutCancel(ctx), ps)
+					select {
+					case <-time.After(time.Millisecond): // virtual
+						f(context.WithoutCancel(ctx), ps)
+					case <-s.b.w.end:
+					}
 				}()
 			}
 		}
