@@ -56,6 +56,8 @@ func (q *queue) dedupKey(m *broker.Message) (dedupKey, bool) {
 	case q.cfg.ContentDedup:
 		sum := sha256.Sum256(m.Body)
 		k.id = "body:" + string(sum[:])
+	case q.srv.rules.caps.Idempotent: // the adapter sends the message's own ID
+		k.id = "message:" + m.ID
 	default:
 		return k, false
 	}

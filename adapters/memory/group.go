@@ -166,11 +166,16 @@ func (g *consumerGroup) leave(m *GroupConsumer) []int32 {
 	}
 	slices.Sort(ids)
 	g.members = slices.DeleteFunc(g.members, func(o *GroupConsumer) bool { return o == m })
+	g.emptied()
+	m.joined = false
+	return ids
+}
+
+// emptied forgets where a group began once it has no members.
+func (g *consumerGroup) emptied() {
 	if len(g.members) == 0 {
 		clear(g.starts)
 	}
-	m.joined = false
-	return ids
 }
 
 // evict takes out members that were silent for too long, and returns when the
@@ -296,16 +301,20 @@ func (m *GroupConsumer) assign(hs []*hold) {
 	}})
 }
 
-// revoke asks the member to let holds go, and takes them when OnRevoked has
-// returned or the rebalance time-out has passed.
+// revoke asks the member to let holds go.
 func (m *GroupConsumer) revoke(hs []*hold) {
 	if len(hs) == 0 {
 		return
 	}
+	m.letGo(hs, m.opts.OnRevoked, m.opts.OnLost)
+}
+
+// letGo calls f, and takes the holds when it has returned, or when the
+// rebalance time-out has passed; late is called then.
+func (m *GroupConsumer) letGo(hs []*hold, f func(context.Context, []int32), late func([]int32)) {
 	for _, h := range hs {
 		h.state = holdRevoking
 	}
-	f := m.opts.OnRevoked
 	if f == nil {
 		m.post(groupEvent{nil, func() { m.handOver(hs) }})
 		return
@@ -313,13 +322,16 @@ func (m *GroupConsumer) revoke(hs []*hold) {
 	ids := partitionsOf(hs)
 	timeout := m.s.srv.opts.RebalanceTimeout
 	ctx, cancel := context.WithTimeout(m.ctx, timeout)
-	hs[0].timer = time.AfterFunc(timeout, func() {
+	timer := time.AfterFunc(timeout, func() {
 		m.s.mu.Lock()
 		defer m.s.mu.Unlock()
-		if m.handOver(hs) {
-			m.lost(ids)
+		if m.handOver(hs) && late != nil {
+			m.post(groupEvent{func() { late(ids) }, nil})
 		}
 	})
+	for _, h := range hs {
+		h.timer = timer
+	}
 	m.post(groupEvent{
 		func() {
 			defer cancel()
@@ -348,19 +360,42 @@ func (m *GroupConsumer) handOver(hs []*hold) bool {
 	return held
 }
 
-// lost tells the member that it is too late.
-func (m *GroupConsumer) lost(ids []int32) {
-	if f := m.opts.OnLost; f != nil && len(ids) > 0 {
-		m.post(groupEvent{func() { f(ids) }, nil})
-	}
-}
-
 // lose evicts the member; it rejoins at its next Receive. s.mu is held.
 func (m *GroupConsumer) lose() {
 	if !m.joined {
 		return
 	}
 	ids := m.g.leave(m)
-	m.lost(ids)
+	if f := m.opts.OnLost; f != nil && len(ids) > 0 {
+		m.post(groupEvent{func() { f(ids) }, nil})
+	}
 	m.g.rebalance()
+}
+
+// cut fences the member at once; unlike an evicted one it knows, so others get
+// its partitions after OnLost. s.mu is held.
+func (m *GroupConsumer) cut() {
+	if !m.joined {
+		return
+	}
+	m.joined = false
+	m.g.members = slices.DeleteFunc(m.g.members, func(o *GroupConsumer) bool { return o == m })
+	var hs []*hold
+	for _, h := range m.g.holds {
+		if h.m != m {
+			continue
+		}
+		h.a.End()
+		if h.state != holdRevoking { // else OnRevoked runs already
+			hs = append(hs, h)
+		}
+	}
+	if len(hs) == 0 {
+		return
+	}
+	var f func(context.Context, []int32)
+	if lost := m.opts.OnLost; lost != nil {
+		f = func(_ context.Context, ids []int32) { lost(ids) }
+	}
+	m.letGo(hs, f, nil)
 }

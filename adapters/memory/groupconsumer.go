@@ -246,7 +246,7 @@ func (m *GroupConsumer) positions(rs []*broker.Record) (map[*hold]int64, error) 
 			return nil, broker.Invalid("record %v of partition %d was not received by this group", r.Offset(), r.Partition)
 		}
 		h := m.g.holds[a.Partition]
-		if h == nil || h.a != a || h.m != m {
+		if h == nil || h.a != a || h.m != m || a.Ended() {
 			err = fmt.Errorf("%w: partition %d is no longer held as it was for record %v", broker.ErrFenced, r.Partition, r.Offset())
 			continue
 		}
@@ -371,10 +371,8 @@ func (m *GroupConsumer) shut() {
 	m.err = broker.ErrClosed
 	m.cancel()
 	m.events = nil
-	if m.joined {
-		m.g.leave(m)
-		m.g.rebalance()
-	}
+	m.g.leave(m)
+	m.g.rebalance()
 	m.wake()
 }
 

@@ -82,7 +82,7 @@ var profiles = map[Profile]*rules{
 	SQSStandard: {
 		caps: broker.QueueCapabilities{
 			Delay: true, Headers: true, MaxBytes: sqsBytes,
-			Lease: true, MaxLease: 12 * time.Hour, NackDelay: true, MaxNackDelay: 12 * time.Hour,
+			Lease: true, MaxLease: 12 * time.Hour, NackDelay: true,
 			Attempts: true, Prefetch: true,
 		},
 		settings: broker.QueueConfig{
@@ -102,8 +102,7 @@ var profiles = map[Profile]*rules{
 			Groups: true, Dedup: true, ContentDedup: true, DedupWindow: dedupTime,
 			Headers: true, MaxBytes: sqsBytes,
 			Lease: true, MaxLease: 12 * time.Hour, NackDelay: true, MaxNackDelay: 12 * time.Hour,
-			Attempts: true, Prefetch: true,
-			Requeue: broker.RequeueFront,
+			Attempts: true, Prefetch: true, Idempotent: true,
 		},
 		settings: broker.QueueConfig{
 			Ordered: true, Dedup: true, ContentDedup: true, DedupPerGroup: true,
@@ -141,7 +140,8 @@ var profiles = map[Profile]*rules{
 	KafkaTopic: {
 		caps: broker.QueueCapabilities{
 			Headers: true, MaxBytes: 1 << 20,
-			Lease: true, MaxLease: time.Minute, NackDelay: true, Attempts: true, Prefetch: true,
+			Lease: true, NackDelay: true, Snooze: true, Attempts: true, Prefetch: true,
+			Delay: true, Requeue: broker.RequeueFront,
 		},
 		settings: broker.QueueConfig{
 			MaxAttempts: 10, DeadLetter: "any", Lease: time.Minute, TTL: broker.MaxDuration,
@@ -155,7 +155,7 @@ var profiles = map[Profile]*rules{
 		streams:     true,
 		stream: broker.StreamCapabilities{
 			Headers: true, Tombstones: true, Compaction: true, Timestamps: true, SeekTime: true,
-			Transactions: true, Fencing: true, ExactLag: true, GroupReset: true, Growth: true, MaxBytes: 1 << 20,
+			Transactions: true, Fencing: true, GroupReset: true, Growth: true, MaxBytes: 1 << 20,
 		},
 	},
 }
@@ -175,6 +175,9 @@ func profileNames() string {
 func (r *rules) queueCapabilities(cfg *broker.QueueConfig) broker.QueueCapabilities {
 	c := r.caps
 	c.Groups = c.Groups && (!r.ordered || cfg.Ordered)
+	if r.ordered && cfg.Ordered { // shards
+		c.MaxNackDelay, c.FIFO, c.Attempts, c.Prefetch = 15*time.Minute, false, false, false
+	}
 	c.Dedup = c.Dedup && (cfg.Dedup || r.alwaysFIFO)
 	c.ContentDedup = cfg.ContentDedup
 	if !c.Dedup && !c.ContentDedup {

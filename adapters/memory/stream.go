@@ -582,7 +582,7 @@ func (h *Stream) drain(ctx context.Context) error {
 func (h *Stream) disconnect() {
 	for _, m := range h.all() {
 		h.s.mu.Lock()
-		m.lose()
+		m.cut()
 		m.wake()
 		h.s.mu.Unlock()
 	}
