@@ -10,13 +10,9 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/queuestream/broker"
 	"github.com/queuestream/broker/adapters/memory"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // A world is a stream, a FIFO queue that deduplicates as SQS does, and its
 // dead-letter queue.

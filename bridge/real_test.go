@@ -1,0 +1,338 @@
+package bridge
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/credentials"
+
+	"github.com/queuestream/broker"
+	"github.com/queuestream/broker/adapters/kafka"
+	"github.com/queuestream/broker/adapters/sqs"
+	"github.com/queuestream/broker/conformance/containers"
+)
+
+// realRecords is how many records TestRealFaults sends;
+// BRIDGE_TEST_RECORDS changes it.
+const realRecords = 200_000
+
+// On real Kafka and ElasticMQ, with throttling, partial failures, lost answers
+// and 5 ms a request, members joining and leaving and one SIGKILL at each step:
+// nothing is lost, order per key of first deliveries is kept, a FIFO queue sees
+// no duplicate, and every poison record is in the dead-letter queue with its
+// reason and coordinates.
+func TestRealFaults(t *testing.T) {
+	r := newReal(t, 12)
+	n := realRecords
+	if s := os.Getenv("BRIDGE_TEST_RECORDS"); s != "" {
+		n = must(strconv.Atoi(s))(t)
+	}
+	const keys, poisonEvery = 5000, 1000
+	published := make(chan error, 1)
+	go func() { published <- r.publish(n, keys, poisonEvery) }()
+	oracle := r.consume(r.queue)
+
+	kills := []killPoint{killFetched, killSent, killAccepted, killMarked, killCommitted}
+	members := make([]*process, 3)
+	for i := range members {
+		members[i] = r.member("", 0)
+	}
+	wanted := n - n/poisonEvery
+	for i, at := range kills {
+		// One joins and is killed at its step; another leaves as planned.
+		after := int64(100)
+		if at == killCommitted {
+			after = 2
+		}
+		doomed := r.member(at, after)
+		err := doomed.waitUntil(func() bool { return oracle.count() >= wanted })
+		if e, ok := errors.AsType[*exec.ExitError](err); !ok || e.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+			t.Fatalf("the member to be killed at %q ended with %v: %s", at, err, doomed.stderr)
+		}
+		check(t, members[i%3].stop())
+		members[i%3] = r.member("", 0)
+		t.Logf("killed at %s; %d of %d arrived", at, oracle.count(), wanted)
+	}
+	check(t, <-published)
+	oracle.until(t, wanted)
+	for _, m := range members {
+		check(t, m.stop())
+	}
+	if lag := r.lag(); lag != 0 {
+		t.Errorf("%d records are not committed", lag)
+	}
+	oracle.verify(t, n, keys, poisonEvery)
+
+	dead := r.consume(r.dead)
+	dead.until(t, n/poisonEvery)
+	for _, d := range dead.deliveries {
+		why, ok := broker.DeadLetterOf(&d.Message)
+		if !ok || why.Reason != "poison for the test" || d.Headers.Get(broker.HeaderSourceStream) != r.topic ||
+			d.Headers.Get(broker.HeaderSourceOffset) == "" || !strings.HasPrefix(string(d.Body), "poison") {
+			t.Errorf("dead letter %q: %+v, %v", d.Body, why, d.Headers)
+		}
+	}
+}
+
+// A planned handover (SIGTERM, a second member joining) makes no duplicate,
+// although the queue suppresses none.
+func TestRealHandover(t *testing.T) {
+	r := newReal(t, 6)
+	r.queue = r.standard(t)
+	const n = 20_000
+	check(t, r.publish(n, 500, n+1))
+	oracle := r.consume(r.queue)
+	first := r.member("", 0)
+	oracle.until(t, n/10)
+	second := r.member("", 0)
+	oracle.until(t, n/3)
+	check(t, first.stop())
+	oracle.until(t, n)
+	check(t, second.stop())
+	if got := oracle.count(); got != n || r.lag() != 0 {
+		t.Errorf("%d deliveries of %d records, %d not committed", got, n, r.lag())
+	}
+}
+
+// A real is a topic, a FIFO queue and its dead-letter queue on real brokers.
+type real struct {
+	t           *testing.T
+	ctx         context.Context
+	kafka, sqs  string
+	topic       string
+	queue, dead string
+	stream      broker.Stream
+	queues      *sqs.Broker
+	faults      bool
+}
+
+func newReal(t *testing.T, partitions int) *real {
+	k, q := containers.NeedKafka(t), containers.NeedSQS(t)
+	ctx := t.Context()
+	id := broker.NewID()[24:]
+	r := &real{
+		t: t, ctx: ctx, kafka: k.URL, sqs: q.URL, faults: true,
+		topic: "bridge-" + id, queue: "bridge-" + id + ".fifo", dead: "bridge-" + id + "-dead.fifo",
+	}
+	b := must(kafka.OpenURL(ctx, r.kafka))(t)
+	admin, _ := broker.As[broker.Admin](b)
+	check(t, admin.DeclareStream(ctx, r.topic, broker.StreamConfig{Partitions: partitions}))
+	r.stream = must(b.Stream(ctx, r.topic, nil))(t)
+	r.queues = must(sqs.Open(ctx, &sqs.Options{
+		Region: "us-east-1", Endpoint: r.sqs, Credentials: credentials.NewStaticCredentialsProvider("x", "x", ""),
+	}))(t)
+	for _, name := range []string{r.queue, r.dead} {
+		check(t, r.queues.DeclareQueue(ctx, name, broker.QueueConfig{Ordered: true, Dedup: true}))
+	}
+	t.Cleanup(func() {
+		ctx := context.WithoutCancel(ctx)
+		check(t, errors.Join(admin.DeleteStream(ctx, r.topic), b.Close(),
+			r.queues.DeleteQueue(ctx, r.queue), r.queues.DeleteQueue(ctx, r.dead), r.queues.Close()))
+	})
+	return r
+}
+
+func (r *real) standard(t *testing.T) string {
+	check(t, r.queues.DeleteQueue(r.ctx, r.queue))
+	r.faults = false
+	name := strings.TrimSuffix(r.queue, ".fifo")
+	check(t, r.queues.DeclareQueue(r.ctx, name, broker.QueueConfig{}))
+	return name
+}
+
+// publish appends the numbers 0 … n-1; every poisonEvery-th is poison.
+func (r *real) publish(n, keys, poisonEvery int) error {
+	const batch = 2000
+	for from := 0; from < n; from += batch {
+		rs := make([]broker.Record, min(batch, n-from))
+		for i := range rs {
+			number := from + i
+			rs[i] = broker.Record{Key: fmt.Appendf(nil, "key-%d", number%keys), Value: fmt.Append(nil, number)}
+			if number%poisonEvery == poisonEvery-1 {
+				rs[i].Value = fmt.Appendf(nil, "poison %d", number)
+			}
+		}
+		if _, err := r.stream.PublishBatch(r.ctx, rs); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *real) lag() int64 {
+	r.t.Helper()
+	parts := must(r.stream.Lag(r.ctx, "bridge"))(r.t)
+	var n int64
+	for _, p := range parts {
+		n += p.Lag
+	}
+	return n
+}
+
+// A process is a running member.
+type process struct {
+	cmd    *exec.Cmd
+	stderr *strings.Builder
+	wait   func() error
+}
+
+func (r *real) member(at killPoint, after int64) *process {
+	r.t.Helper()
+	orders := must(json.Marshal(member{
+		Kafka: r.kafka, SQS: r.sqs, Topic: r.topic, Group: "bridge", Queue: r.queue, Dead: r.dead,
+		KillAt: at, KillAfter: after, Faults: r.faults,
+	}))(r.t)
+	p := &process{cmd: exec.CommandContext(r.ctx, os.Args[0]), stderr: &strings.Builder{}}
+	p.cmd.Env = append(os.Environ(), memberEnv+"="+string(orders))
+	p.cmd.Stderr = p.stderr
+	check(r.t, p.cmd.Start())
+	p.wait = sync.OnceValue(p.cmd.Wait)
+	r.t.Cleanup(func() {
+		if err := p.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			r.t.Error(err)
+		}
+		p.wait() //nolint:errcheck // it was killed
+	})
+	return p
+}
+
+var errNotBitten = errors.New("all had arrived before: the fault did not bite")
+
+// waitUntil waits for the end of the process, or for a condition.
+func (p *process) waitUntil(done func() bool) error {
+	ended := make(chan error, 1)
+	go func() { ended <- p.wait() }()
+	for tick := time.Tick(20 * time.Millisecond); ; <-tick {
+		select {
+		case err := <-ended:
+			return err
+		default:
+		}
+		if done() {
+			return errors.Join(errNotBitten, p.stop())
+		}
+	}
+}
+
+// stop ends the member as a deployment does.
+func (p *process) stop() error {
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		return err
+	}
+	if err := p.wait(); err != nil {
+		return fmt.Errorf("%w: %s", err, p.stderr)
+	}
+	return nil
+}
+
+// An oracle is what arrived at a queue.
+type oracle struct {
+	mu         sync.Mutex
+	deliveries []*broker.Delivery
+	failed     error
+}
+
+func (r *real) consume(queue string) *oracle {
+	r.t.Helper()
+	q := must(r.queues.Queue(r.ctx, queue, nil))(r.t)
+	c := must(q.Consumer(r.ctx, nil))(r.t)
+	o := &oracle{}
+	ctx, cancel := context.WithCancel(r.ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			ds, err := c.Receive(ctx, 1000)
+			if err == nil {
+				err = broker.AckAll(ctx, ds...)
+			}
+			o.mu.Lock()
+			o.deliveries = append(o.deliveries, ds...)
+			if err != nil && ctx.Err() == nil {
+				o.failed = err
+			}
+			o.mu.Unlock()
+			if err != nil {
+				return
+			}
+		}
+	}()
+	r.t.Cleanup(func() {
+		cancel()
+		<-done
+		check(r.t, errors.Join(c.Close(), q.Close()))
+	})
+	return o
+}
+
+func (o *oracle) count() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return len(o.deliveries)
+}
+
+// until waits for n deliveries, as long as some arrive.
+func (o *oracle) until(t *testing.T, n int) {
+	t.Helper()
+	last, since := -1, time.Now()
+	for tick := time.Tick(20 * time.Millisecond); ; <-tick {
+		o.mu.Lock()
+		got, err := len(o.deliveries), o.failed
+		o.mu.Unlock()
+		check(t, err)
+		switch {
+		case got >= n:
+			return
+		case got != last:
+			last, since = got, time.Now()
+		case time.Since(since) > 90*time.Second:
+			t.Fatalf("%d of %d arrived, and no more for 90 s", got, n)
+		}
+	}
+}
+
+// verify tells what is missing, twice or out of order.
+func (o *oracle) verify(t *testing.T, n, keys, poisonEvery int) {
+	t.Helper()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	seen := make([]int, n)
+	last := map[int]int{}
+	disorder := 0
+	for _, d := range o.deliveries {
+		i, err := strconv.Atoi(string(d.Body))
+		check(t, err)
+		if seen[i]++; seen[i] > 1 {
+			continue
+		}
+		if prev, ok := last[i%keys]; ok && i < prev {
+			disorder++
+		}
+		last[i%keys] = i
+	}
+	missing, twice := 0, 0
+	for i, k := range seen {
+		switch poison := i%poisonEvery == poisonEvery-1; {
+		case poison && k > 0:
+			t.Errorf("the poison record %d was enqueued", i)
+		case !poison && k == 0:
+			missing++
+		case k > 1:
+			twice++
+		}
+	}
+	t.Logf("%d records: %d missing, %d twice, %d out of order", n, missing, twice, disorder)
+	if missing+twice+disorder > 0 {
+		t.Errorf("%d missing, %d twice, %d out of order", missing, twice, disorder)
+	}
+}
