@@ -203,6 +203,19 @@ func (b *Batcher[T, R]) Go(ctx context.Context, item T, done func(R, error)) err
 	return b.enqueue(ctx, c)
 }
 
+// GoAll sends many items in order as one, so that they fill batches from the
+// first on, and calls done with the index of each, with Go's rules.
+func (b *Batcher[T, R]) GoAll(ctx context.Context, items []T, done func(i int, r R, err error)) error {
+	slab := make([]batchCall[T, R], len(items))
+	calls := make([]*batchCall[T, R], len(items))
+	for i := range items {
+		slab[i].item = items[i]
+		slab[i].notify = func(r R, err error) { done(i, r, err) }
+		calls[i] = &slab[i]
+	}
+	return b.enqueue(ctx, calls...)
+}
+
 // Flush waits until everything enqueued before has its result (and its done
 // was called), or until ctx ends. What is enqueued later it does not wait for.
 func (b *Batcher[T, R]) Flush(ctx context.Context) error {

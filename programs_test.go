@@ -1,0 +1,640 @@
+package broker_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/queuestream/broker"
+	"github.com/queuestream/broker/adapters/memory"
+	"github.com/queuestream/broker/brokertest"
+)
+
+func TestRequester(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx := t.Context()
+		b := openMemory(t)
+		q, err := broker.DeclareQueue(ctx, b, "rpc", broker.QueueConfig{MaxAttempts: 2})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := &broker.Worker{Queue: q, Logger: quiet, Handler: broker.Respond(b, func(_ context.Context, d *broker.Delivery) (broker.Message, error) {
+			if string(d.Body) == "slow" {
+				spend(10 * time.Second)
+			}
+			return broker.Message{Body: append([]byte("re: "), d.Body...)}, nil
+		})}
+		stop := start(t, w)
+		r := &broker.Requester{Broker: b, Target: q}
+		var wg sync.WaitGroup
+		for i := range 50 {
+			wg.Go(func() {
+				body := fmt.Sprint(i)
+				d, err := r.Do(ctx, broker.Message{Body: []byte(body)})
+				if err != nil || string(d.Body) != "re: "+body || !d.Settled() {
+					t.Errorf("%s: %v, %v", body, d, err)
+				}
+			})
+		}
+		wg.Wait()
+		short, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		if _, err := r.Do(short, broker.Message{Body: []byte("slow"), CorrelationID: "same"}); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("slow: %v", err)
+		}
+		advance(20 * time.Second)
+		if r.Late() != 1 {
+			t.Errorf("%d late replies", r.Late())
+		}
+		pending := make(chan error, 1)
+		go func() {
+			_, err := r.Do(ctx, broker.Message{Body: []byte("slow"), CorrelationID: "same"})
+			pending <- err
+		}()
+		synctest.Wait()
+		if _, err := r.Do(ctx, broker.Message{CorrelationID: "same"}); !errors.Is(err, broker.ErrInvalid) {
+			t.Errorf("a correlation id twice: %v", err)
+		}
+		if _, err := q.Publish(ctx, broker.Message{Body: []byte("no ReplyTo")}); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if err := errors.Join(r.Close(), r.Close()); err != nil {
+			t.Error(err)
+		}
+		if err := <-pending; !errors.Is(err, broker.ErrClosed) {
+			t.Errorf("a call under way at Close: %v", err)
+		}
+		if _, err := r.Do(ctx, broker.Message{}); !errors.Is(err, broker.ErrClosed) {
+			t.Errorf("after Close: %v", err)
+		}
+		advance(time.Minute) // the reply of the slow one finds its queue gone
+		if s := w.Stats(); s.Rejected != 1 || s.Retried != 0 || s.Acked != 52 {
+			t.Errorf("stats %+v", s)
+		}
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+func TestRequesterWithout(t *testing.T) {
+	q := brokertest.NewQueue("q")
+	r := &broker.Requester{Broker: noAdmin{openMemory(t)}, Target: q}
+	if _, err := r.Do(t.Context(), broker.Message{}); !errors.Is(err, broker.ErrUnsupported) {
+		t.Error(err)
+	}
+	if err := (&broker.Requester{}).Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := (&broker.Requester{}).Do(t.Context(), broker.Message{}); !errors.Is(err, broker.ErrInvalid) {
+		t.Error(err)
+	}
+}
+
+func TestTransformerExactlyOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx := t.Context()
+		b := openMemory(t)
+		in, out := declareStream(t, b, "in", 3), declareStream(t, b, "out", 2)
+		for i := range 300 {
+			if _, err := in.Publish(ctx, broker.Record{Key: fmt.Appendf(nil, "k%d", i%20), Value: fmt.Appendf(nil, "%d", i)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		calls := 0
+		run := func() *broker.Transformer {
+			return &broker.Transformer{
+				Broker: b, Source: in, Group: "g", ID: "t1", MaxBatch: 7, Logger: quiet,
+				Retry: broker.RetryPolicy{Max: time.Second},
+				Handler: func(_ context.Context, rs []*broker.Record, emit func(broker.Stream, ...broker.Record) error) error {
+					calls++
+					if calls%11 == 3 {
+						return nil // nothing follows from these: a plain commit
+					}
+					for _, r := range rs {
+						if err := emit(out, broker.Record{Key: r.Key, Value: r.Value}); err != nil {
+							return err
+						}
+					}
+					switch {
+					case calls%5 == 0:
+						return errBoom
+					case calls%7 == 0:
+						panic("oops")
+					}
+					return nil
+				},
+			}
+		}
+		var runs int
+		var dropped int64
+		for runs = 0; runs < 20; runs++ {
+			tr := run()
+			stop := start(t, tr)
+			spend(700 * time.Millisecond)
+			if err := stop(); err != nil {
+				t.Fatal(err)
+			}
+			dropped += tr.Stats().Records
+		}
+		stop := start(t, run())
+		advance(5 * time.Minute)
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+		seen := map[string]int{}
+		for r, err := range out.Read(ctx, broker.Range{ReadCommitted: true}) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			seen[string(r.Value)]++
+		}
+		for v, n := range seen {
+			if n != 1 {
+				t.Errorf("%s came %d times", v, n)
+			}
+		}
+		lags, err := in.Lag(ctx, "g")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, l := range lags {
+			if l.Lag != 0 {
+				t.Errorf("lag %+v", l)
+			}
+		}
+		if len(seen) < 200 || len(seen) == 300 {
+			t.Errorf("%d came out of 300, %d calls", len(seen), calls)
+		}
+	})
+}
+
+func TestTransformerEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := openMemory(t)
+		in := declareStream(t, b, "in", 1)
+		if _, err := in.Publish(t.Context(), broker.Record{}); err != nil {
+			t.Fatal(err)
+		}
+		ok := func(context.Context, []*broker.Record, func(broker.Stream, ...broker.Record) error) error {
+			return broker.Reject(errBoom)
+		}
+		good := broker.Transformer{Broker: b, Source: in, Group: "g", ID: "x", Handler: ok, Logger: quiet}
+		if good.Ready() == nil {
+			t.Error("ready before Run")
+		}
+		if err := good.Run(t.Context()); !errors.Is(err, errBoom) {
+			t.Errorf("Reject: %v", err)
+		}
+		for _, tr := range []*broker.Transformer{
+			{},
+			{Broker: b},
+			{Broker: b, Source: in},
+			{Broker: b, Source: in, Group: "g"},
+			{Broker: b, Source: in, Group: "g", ID: "x"},
+			{Broker: b, Source: in, Group: "g", ID: "x", Handler: ok, MaxBatch: -1},
+			{Broker: b, Source: in, Group: "g", ID: "x", Handler: ok, DrainTimeout: -1},
+			{Broker: b, Source: in, Group: "g", ID: "x", Handler: ok, Retry: broker.RetryPolicy{MaxAttempts: 1}},
+		} {
+			if err := tr.Run(t.Context()); !errors.Is(err, broker.ErrInvalid) {
+				t.Errorf("%+v", err)
+			}
+		}
+		none := &broker.Transformer{Broker: noAdmin{b}, Source: in, Group: "g", ID: "x", Handler: ok}
+		if err := none.Run(t.Context()); !errors.Is(err, broker.ErrUnsupported) {
+			t.Errorf("no transactions: %v", err)
+		}
+	})
+}
+
+func TestTransformerIsFencedByASecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := openMemory(t)
+		in, out := declareStream(t, b, "in", 1), declareStream(t, b, "out", 1)
+		tr := &broker.Transformer{Broker: b, Source: in, Group: "g", ID: "x", Logger: quiet, Handler: func(_ context.Context, rs []*broker.Record, emit func(broker.Stream, ...broker.Record) error) error {
+			return emit(out, broker.Record{Value: rs[0].Value})
+		}}
+		done := make(chan error, 1)
+		go func() { done <- tr.Run(t.Context()) }()
+		synctest.Wait()
+		x, err := b.Transactor(t.Context(), "x")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = x.Close() }()
+		if _, err := in.Publish(t.Context(), broker.Record{Value: []byte("1")}); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; !errors.Is(err, broker.ErrFenced) {
+			t.Errorf("Run: %v", err)
+		}
+	})
+}
+
+func TestAsyncPublisher(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, native := range []bool{false, true} {
+			q := brokertest.NewQueue("q")
+			var p broker.Publisher = slowPublisher{q}
+			if native {
+				p = &nativePublisher{slowPublisher: slowPublisher{q}}
+			}
+			a := broker.NewAsyncPublisher(p, &broker.AsyncOptions{MaxBatch: 10, MaxQueued: 50})
+			began := time.Now()
+			last := map[string]int{}
+			var mu sync.Mutex
+			answers := 0
+			for i, m := range messages(500) {
+				m.GroupID = fmt.Sprint(i % 40)
+				a.Publish(t.Context(), m, func(r broker.Receipt, err error) {
+					mu.Lock()
+					defer mu.Unlock()
+					answers++
+					if err != nil || r.ID != m.ID {
+						t.Errorf("%+v, %v", r, err)
+					}
+					if i < last[m.GroupID] {
+						t.Errorf("group %s: %d after %d", m.GroupID, i, last[m.GroupID])
+					}
+					last[m.GroupID] = i
+				})
+			}
+			a.Publish(t.Context(), broker.Message{}, nil)
+			if err := a.Flush(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if answers != 500 || len(q.Waiting()) != 501 {
+				t.Errorf("%d answers, %d stored", answers, len(q.Waiting()))
+			}
+			if took := time.Since(began); took > 200*time.Millisecond {
+				t.Errorf("native %v: 501 messages at 5 ms a batch took %v", native, took)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel()
+			a.Publish(ctx, broker.Message{ID: "x"}, func(r broker.Receipt, err error) {
+				if !errors.Is(err, context.Canceled) || r.ID != "x" {
+					t.Errorf("an ended ctx: %+v, %v", r, err)
+				}
+			})
+			if err := errors.Join(a.Close(t.Context()), a.Close(t.Context())); err != nil {
+				t.Error(err)
+			}
+			a.Publish(t.Context(), broker.Message{}, func(_ broker.Receipt, err error) {
+				if !errors.Is(err, broker.ErrClosed) {
+					t.Errorf("after Close: %v", err)
+				}
+			})
+		}
+	})
+}
+
+func TestAsyncAppender(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := brokertest.NewStream("s", 2)
+		a := broker.NewAsyncAppender(s, nil)
+		var answers atomic.Int64
+		for i := range 100 {
+			r := broker.Record{Key: fmt.Appendf(nil, "k%d", i%5), Value: fmt.Appendf(nil, "%d", i)}
+			switch i % 10 {
+			case 0:
+				r.Key = nil
+			case 1:
+				r.Pin, r.Partition = true, 1
+			}
+			a.Publish(t.Context(), r, func(_ broker.Receipt, err error) {
+				if err != nil {
+					t.Error(err)
+				}
+				answers.Add(1)
+			})
+		}
+		if err := errors.Join(a.Flush(t.Context()), a.Close(t.Context())); err != nil || answers.Load() != 100 {
+			t.Errorf("%v, %d answers", err, answers.Load())
+		}
+		a.Publish(t.Context(), broker.Record{}, func(_ broker.Receipt, err error) {
+			if !errors.Is(err, broker.ErrClosed) {
+				t.Errorf("after Close: %v", err)
+			}
+		})
+	})
+}
+
+type slowPublisher struct{ *brokertest.Queue }
+
+func (p slowPublisher) PublishBatch(ctx context.Context, ms []broker.Message) ([]broker.Receipt, error) {
+	spend(5 * time.Millisecond)
+	return p.Queue.PublishBatch(ctx, ms)
+}
+
+type nativePublisher struct {
+	slowPublisher
+	mu   sync.Mutex
+	last chan struct{}
+}
+
+func (p *nativePublisher) AsyncPublish(ctx context.Context, m broker.Message, done func(broker.Receipt, error)) {
+	p.mu.Lock()
+	before, mine := p.last, make(chan struct{})
+	p.last = mine
+	p.mu.Unlock()
+	go func() {
+		spend(5 * time.Millisecond)
+		if before != nil {
+			<-before
+		}
+		done(p.Publish(ctx, m))
+		close(mine)
+	}()
+}
+
+func TestRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		drained := 0
+		waits := broker.RunnerFunc(func(ctx context.Context) error {
+			<-ctx.Done()
+			spend(time.Second)
+			drained++
+			return nil
+		})
+		fails := broker.RunnerFunc(func(context.Context) error { spend(time.Minute); return errBoom })
+		began := time.Now()
+		if err := broker.Run(t.Context(), waits, fails); !errors.Is(err, errBoom) || drained != 1 {
+			t.Errorf("%v, %d drained", err, drained)
+		}
+		if took := time.Since(began); took != time.Minute+time.Second {
+			t.Errorf("took %v", took)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := broker.Run(ctx, waits, broker.RunnerFunc(func(context.Context) error { return nil })); err != nil {
+			t.Error(err)
+		}
+		panics := broker.RunnerFunc(func(context.Context) error { panic("oops") })
+		err := broker.Run(t.Context(), waits, panics, panics)
+		if p, ok := errors.AsType[*broker.PanicError](err); !ok || p.Value != "oops" || p.Unwrap() != nil {
+			t.Error(err)
+		}
+		if err := broker.Run(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestMiddlewares(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		log := slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{}))
+		var order []string
+		note := func(name string) broker.Middleware {
+			return func(next broker.HandlerFunc) broker.HandlerFunc {
+				return func(ctx context.Context, in broker.Incoming) error {
+					order = append(order, name)
+					return next(ctx, in)
+				}
+			}
+		}
+		h := broker.Chain(func(ctx context.Context, in broker.Incoming) error {
+			switch string(in.Payload()) {
+			case "panic":
+				panic("oops")
+			case "slow":
+				<-ctx.Done()
+				return ctx.Err()
+			}
+			return nil
+		}, note("outer"), broker.Logging(log), broker.Recover(), broker.Timeout(time.Second), broker.RateLimit(10), note("inner"))
+		call := func(body string) error {
+			return h(t.Context(), brokertest.NewDelivery(broker.Message{ID: "id-" + body, Body: []byte(body)}, nil))
+		}
+		if err := call("fine"); err != nil || !slices.Equal(order, []string{"outer", "inner"}) {
+			t.Errorf("%v, %v", err, order)
+		}
+		if _, ok := errors.AsType[*broker.PanicError](call("panic")); !ok {
+			t.Error("a panic came through")
+		}
+		if err := call("slow"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
+		for _, want := range []string{"level=INFO msg=handled", "id=id-fine", "level=WARN", "panic: oops"} {
+			if !strings.Contains(out.String(), want) {
+				t.Errorf("log lacks %q:\n%s", want, out.String())
+			}
+		}
+		limited := broker.RateLimit(10)(func(context.Context, broker.Incoming) error { return nil })
+		began := time.Now()
+		for range 21 {
+			if err := limited(t.Context(), delivery("1", "")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if took := time.Since(began); took < 1999*time.Millisecond || took > 2100*time.Millisecond {
+			t.Errorf("21 calls at 10 a second took %v", took)
+		}
+		ended, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := limited(ended, delivery("1", "")); !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+		free := broker.Logging(nil)(broker.RateLimit(0)(func(context.Context, broker.Incoming) error { return nil }))
+		if err := free(t.Context(), delivery("1", "")); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// decrypt stands for any middleware that replaces payload and headers.
+func decrypt(next broker.HandlerFunc) broker.HandlerFunc {
+	return func(ctx context.Context, in broker.Incoming) error {
+		body, ok := bytes.CutPrefix(in.Payload(), []byte("secret:"))
+		if !ok {
+			return broker.Reject(errBoom)
+		}
+		in.SetPayload(body)
+		in.HeaderSet().Set("plain", "true")
+		return next(ctx, in)
+	}
+}
+
+func TestMiddlewareServesBothLoops(t *testing.T) {
+	for _, batch := range []bool{false, true} {
+		t.Run(fmt.Sprintf("batch=%v", batch), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var seen sync.Map
+				note := func(in broker.Incoming) error {
+					seen.Store(string(in.Payload()), true)
+					if in.HeaderSet().Get("plain") == "" {
+						t.Error("the headers were not passed on")
+					}
+					if string(in.Payload()) == "no" {
+						return broker.Reject(errBoom)
+					}
+					return nil
+				}
+				q := brokertest.NewQueue("q",
+					broker.Message{Body: []byte("secret:yes")}, broker.Message{Body: []byte("secret:no")}, broker.Message{Body: []byte("open")})
+				s := brokertest.NewStream("s", 1)
+				for _, v := range []string{"secret:a", "secret:no", "open"} {
+					if _, err := s.Publish(t.Context(), broker.Record{Value: []byte(v)}); err != nil {
+						t.Fatal(err)
+					}
+				}
+				dead := brokertest.NewStream("dead", 1)
+				w := &broker.Worker{Queue: q, Logger: quiet, Middleware: []broker.Middleware{decrypt}}
+				p := &broker.Processor{Stream: s, Group: "g", Logger: quiet, Middleware: []broker.Middleware{decrypt}, DeadLetter: broker.DeadLetterStream(dead)}
+				if batch {
+					w.BatchHandler = func(_ context.Context, ds []*broker.Delivery) error {
+						errs := make([]error, len(ds))
+						for i, d := range ds {
+							errs[i] = note(d)
+						}
+						return broker.NewBatchError(errs)
+					}
+					p.BatchHandler = func(_ context.Context, rs []*broker.Record) error {
+						errs := make([]error, len(rs))
+						for i, r := range rs {
+							errs[i] = note(r)
+						}
+						return broker.NewBatchError(errs)
+					}
+				} else {
+					w.Handler = func(_ context.Context, d *broker.Delivery) error { return note(d) }
+					p.Handler = func(_ context.Context, r *broker.Record) error { return note(r) }
+				}
+				stop := start(t, broker.RunnerFunc(func(ctx context.Context) error { return broker.Run(ctx, w, p) }))
+				advance(5 * time.Second)
+				if err := stop(); err != nil {
+					t.Fatal(err)
+				}
+				for _, v := range []string{"yes", "no", "a"} {
+					if _, ok := seen.Load(v); !ok {
+						t.Errorf("%q was not handled", v)
+					}
+				}
+				if _, ok := seen.Load("open"); ok {
+					t.Error("what the middleware refused was handled")
+				}
+				letters := q.DeadLetters()
+				if len(letters) != 2 || w.Stats().Acked != 1 {
+					t.Fatalf("dead letters %v, stats %+v", letters, w.Stats())
+				}
+				for _, m := range letters {
+					if b := string(m.Body); b != "secret:no" && b != "open" || m.Headers.Get("plain") != "" {
+						t.Errorf("dead letter %q with %v: want what was published", b, m.Headers)
+					}
+				}
+				n := 0
+				for r, err := range dead.Read(t.Context(), broker.Range{}) {
+					if err != nil {
+						t.Fatal(err)
+					}
+					n++
+					if v := string(r.Value); v != "secret:no" && v != "open" || r.Headers.Get(broker.HeaderDeadLetterReason) == "" {
+						t.Errorf("dead record %q with %v", v, r.Headers)
+					}
+				}
+				if n != 2 || s.Committed("g", 0) != 3 {
+					t.Errorf("%d dead records, committed %d", n, s.Committed("g", 0))
+				}
+			})
+		})
+	}
+}
+
+func TestBatchMiddlewareRepeatsAndPanics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		calls := map[string]int{}
+		twice := func(next broker.HandlerFunc) broker.HandlerFunc {
+			return func(ctx context.Context, in broker.Incoming) error {
+				if string(in.Payload()) == "panic" {
+					panic("oops")
+				}
+				if err := next(ctx, in); err != nil {
+					return next(ctx, in)
+				}
+				return nil
+			}
+		}
+		q := brokertest.NewQueue("q", broker.Message{Body: []byte("a")}, broker.Message{Body: []byte("b")}, broker.Message{Body: []byte("panic")})
+		w := &broker.Worker{Queue: q, Logger: quiet, Retry: broker.RetryPolicy{MaxAttempts: 1}, Middleware: []broker.Middleware{twice}, BatchHandler: func(_ context.Context, ds []*broker.Delivery) error {
+			errs := make([]error, len(ds))
+			for i, d := range ds {
+				if calls[string(d.Body)]++; string(d.Body) == "b" && calls["b"] == 1 {
+					errs[i] = errBoom
+				}
+			}
+			return broker.NewBatchError(errs)
+		}}
+		stop := start(t, w)
+		advance(time.Second)
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+		if s := w.Stats(); s.Acked != 2 || s.Panics != 1 || s.Rejected != 1 || calls["b"] != 2 || calls["a"] != 1 {
+			t.Errorf("stats %+v, calls %v", s, calls)
+		}
+	})
+}
+
+func TestDeadLetterStreamKeepsTombstonesApart(t *testing.T) {
+	dead := brokertest.NewStream("dead", 1)
+	r := brokertest.NewRecord(broker.Record{Key: []byte("k"), Tombstone: true}, "s", "g", 0, 7)
+	if err := broker.DeadLetterStream(dead)(t.Context(), r, nil); err != nil {
+		t.Fatal(err)
+	}
+	for d, err := range dead.Read(t.Context(), broker.Range{}) {
+		if err != nil || d.Tombstone || d.Headers.Get(broker.HeaderSourceTombstone) != "true" || d.Headers.Get(broker.HeaderSourceOffset) != "7" {
+			t.Errorf("%+v, %v", d, err)
+		}
+	}
+}
+
+func TestProcessorOnMemoryUnderRebalance(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, err := memory.Open(t.Context(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = b.Close() }()
+		s := declareStream(t, b, "events", 6)
+		for i := range 600 {
+			if _, err := s.Publish(t.Context(), broker.Record{Key: fmt.Appendf(nil, "k%d", i%60), Value: fmt.Appendf(nil, "%d", i)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var j journal
+		member := func() *broker.Processor {
+			return &broker.Processor{Stream: s, Group: "g", Logger: quiet, Handler: func(_ context.Context, r *broker.Record) error {
+				spend(20 * time.Millisecond)
+				j.add(r)
+				return nil
+			}}
+		}
+		stop := start(t, member())
+		for range 4 {
+			spend(150 * time.Millisecond)
+			stop2 := start(t, member())
+			spend(150 * time.Millisecond)
+			if err := stop2(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		advance(time.Minute)
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+		if j.len() != 600 {
+			t.Errorf("handled %d of 600 while members came and went", j.len())
+		}
+		j.checkOrder(t)
+	})
+}
