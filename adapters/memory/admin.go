@@ -6,10 +6,16 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/queuestream/broker"
 )
+
+// QueueName returns name with the suffix that the profile's queues must have.
+func (b *Broker) QueueName(name string, _ broker.QueueConfig) string {
+	return strings.TrimSuffix(name, b.srv.rules.suffix) + b.srv.rules.suffix
+}
 
 // DeclareQueue makes a queue. Its dead-letter queue must exist.
 func (b *Broker) DeclareQueue(ctx context.Context, name string, cfg broker.QueueConfig) error {

@@ -385,3 +385,43 @@ func TestExchangeErrors(t *testing.T) {
 	_, err = open(t, &Options{Profile: KafkaTopic}).Exchange(ctx, "x")
 	wantErr(t, err, broker.ErrUnsupported)
 }
+
+// TestProfileExchanges checks that exchanges refuse what the brokers' do.
+func TestProfileExchanges(t *testing.T) {
+	ctx := t.Context()
+	for _, c := range []struct {
+		p     Profile
+		group error
+		delay error
+		words error
+		lost  error // nobody takes the message
+	}{
+		{Default, nil, nil, nil, broker.ErrNotFound},
+		{RabbitMQQuorum, nil, broker.ErrUnsupported, nil, broker.ErrNotFound},
+		{SQSStandard, broker.ErrUnsupported, broker.ErrUnsupported, broker.ErrUnsupported, nil},
+		{SQSFIFO, nil, broker.ErrUnsupported, broker.ErrUnsupported, nil},
+	} {
+		b := open(t, &Options{Profile: c.p})
+		check(t, b.DeclareExchange(ctx, "x", broker.ExchangeTopic))
+		q, err := broker.DeclareQueue(ctx, b, "q", broker.QueueConfig{})
+		check(t, err)
+		check(t, b.Bind(ctx, q.Name(), "x", broker.Binding{RoutingKey: "a.#"}))
+		if err := b.Bind(ctx, q.Name(), "x", broker.Binding{RoutingKey: "*.a"}); !errors.Is(err, c.words) {
+			t.Errorf("%s: bind words: %v", c.p, err)
+		}
+		x, err := b.Exchange(ctx, "x")
+		check(t, err)
+		for _, m := range []struct {
+			key  string
+			m    broker.Message
+			want error
+		}{
+			{"a.b", broker.Message{}, nil}, {"a.b", broker.Message{GroupID: "g"}, c.group},
+			{"a.b", broker.Message{Delay: 1}, c.delay}, {"b", broker.Message{}, c.lost},
+		} {
+			if _, err := x.RouteTo(m.key).Publish(ctx, m.m); !errors.Is(err, m.want) {
+				t.Errorf("%s %s %+v: %v, want %v", c.p, m.key, m.m, err, m.want)
+			}
+		}
+	}
+}

@@ -238,6 +238,12 @@ func (h *Exchange) Capabilities() broker.ExchangeCapabilities {
 	c := h.b.srv.rules.exchange
 	c.Kind = h.x.kind
 	c.Queue = h.b.srv.rules.queueCapabilities(&broker.QueueConfig{})
+	if h.b.srv.rules.exchange.Queue.Groups {
+		c.Queue.Groups = true // honoured by the ordered queues
+	}
+	if h.b.srv.rules.exchangesNow {
+		c.Queue.Delay = false
+	}
 	return c
 }
 
@@ -286,6 +292,7 @@ func (r *route) publish(ctx context.Context, m *broker.Message) error {
 	}
 	for _, q := range queues {
 		c := q.srv.rules.queueCapabilities(&q.cfg)
+		c.Groups = c.Groups || q.srv.rules.exchange.Queue.Groups // a queue without groups ignores them
 		if err := broker.ValidateMessage(m, &c); err != nil {
 			return fmt.Errorf("queue %q: %w", q.name, err)
 		}
@@ -313,9 +320,7 @@ func (r *route) publish(ctx context.Context, m *broker.Message) error {
 func (r *route) targets(m *broker.Message) ([]*queue, error) {
 	s := r.h.b.srv
 	c := r.h.Capabilities()
-	if err := broker.ValidateMessage(m, &broker.QueueCapabilities{
-		Groups: true, Dedup: true, Delay: true, TTL: true, MaxPriority: 255, Headers: true, MaxBytes: c.Queue.MaxBytes,
-	}); err != nil {
+	if err := broker.ValidateMessage(m, &c.Queue); err != nil {
 		return nil, err
 	}
 	s.mu.RLock()

@@ -36,16 +36,19 @@ type rules struct {
 	reorders    bool
 	noReplies   bool
 
-	streams   bool
-	stream    broker.StreamCapabilities
-	exchanges []broker.ExchangeKind
-	exchange  broker.ExchangeCapabilities
+	streams      bool
+	stream       broker.StreamCapabilities
+	exchanges    []broker.ExchangeKind
+	exchange     broker.ExchangeCapabilities
+	exchangesNow bool // exchanges take no Delay
 }
 
 const (
 	sqsBytes   = 1 << 20
 	dedupTime  = 5 * time.Minute
 	anySetting = 1<<31 - 1
+	// rabbitDelay is what the adapter's ladder of delay queues reaches.
+	rabbitDelay = (1<<28 - 1) * 16 * time.Millisecond
 )
 
 var allKinds = []broker.ExchangeKind{
@@ -95,7 +98,10 @@ var profiles = map[Profile]*rules{
 		maxInFlight: 120_000,
 		maxAttempts: 1000,
 		reorders:    true,
-		exchanges:   []broker.ExchangeKind{broker.ExchangeFanout, broker.ExchangeDirect, broker.ExchangeTopic, broker.ExchangeHeaders},
+		exchanges:   allKinds,
+		// SNS: it drops what no queue takes, and filters by prefixes alone.
+		exchange:     broker.ExchangeCapabilities{MatchAny: true},
+		exchangesNow: true,
 	},
 	SQSFIFO: {
 		caps: broker.QueueCapabilities{
@@ -116,15 +122,18 @@ var profiles = map[Profile]*rules{
 		retention:   4 * 24 * time.Hour,
 		maxInFlight: 120_000,
 		maxAttempts: 1000,
-		exchanges:   []broker.ExchangeKind{broker.ExchangeFanout, broker.ExchangeDirect, broker.ExchangeTopic, broker.ExchangeHeaders},
+		exchanges:   allKinds,
+		// SNS: it drops what no queue takes, and filters by prefixes alone.
+		exchange:     broker.ExchangeCapabilities{MatchAny: true},
+		exchangesNow: true,
 	},
 	RabbitMQQuorum: {
 		caps: broker.QueueCapabilities{
-			Groups: true, Delay: true, TTL: true, MaxPriority: 31, Headers: true, MaxBytes: 16 << 20,
-			FIFO: true, NackDelay: true, Snooze: true, Attempts: true, Prefetch: true,
+			Groups: true, Delay: true, MaxDelay: rabbitDelay, TTL: true, MaxPriority: 31, Headers: true,
+			MaxBytes: 16 << 20, FIFO: true, NackDelay: true, MaxNackDelay: rabbitDelay, Snooze: true, Attempts: true, Prefetch: true,
 		},
 		settings: broker.QueueConfig{
-			Ordered: true, MaxAttempts: anySetting, DeadLetter: "any", Delay: broker.MaxDuration,
+			Ordered: true, MaxAttempts: anySetting, DeadLetter: "any", Delay: rabbitDelay,
 			TTL: broker.MaxDuration, MaxPriority: 31, MaxLength: anySetting, MaxBytes: 16 << 20,
 			Shards: anySetting, Temporary: true,
 		},
@@ -135,7 +144,10 @@ var profiles = map[Profile]*rules{
 			Headers: true, Timestamps: true, SeekTime: true, GroupReset: true, MaxBytes: 1 << 20,
 		},
 		exchanges: allKinds,
-		exchange:  anyExchange,
+		exchange: broker.ExchangeCapabilities{
+			Unroutable: true, TopicWords: true, MatchAny: true, Queue: broker.QueueCapabilities{Groups: true},
+		},
+		exchangesNow: true,
 	},
 	KafkaTopic: {
 		caps: broker.QueueCapabilities{
