@@ -287,6 +287,10 @@ func concurrentUse(c *C, q broker.Queue) {
 	k := c.Consumer(q, nil)
 	seen := newCounter()
 	admin := c.Admin()
+	for range 4 { // all of them wait at once
+		c.Go(func() { c.TryReceive(k, 1, c.h.Quiet) })
+	}
+	c.Wait()
 	c.publish(q, h, workload{messages: n, producers: 4, prefix: "m"})
 	for i := range 4 {
 		who := fmt.Sprintf("consumer %d", i)

@@ -99,7 +99,9 @@ type workload struct {
 func (c *C) publish(q broker.Queue, h *QueueHistory, w workload) {
 	w.producers = max(1, w.producers)
 	for p := range w.producers {
+		h.producing(1)
 		c.Go(func() {
+			defer h.producing(-1)
 			var ms []broker.Message
 			for i := p; i < w.messages; i += w.producers {
 				m := broker.Message{ID: broker.NewID(), Body: fmt.Appendf(nil, "%s%d-%d", w.prefix, p, i/w.producers)}
@@ -167,10 +169,14 @@ func (w *crew) finish() {
 	}
 }
 
-// settled tells whether everything that was accepted was settled for good.
+// settled tells whether everything that was accepted was settled for good
+// and nobody is publishing any more.
 func (h *QueueHistory) settled() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.producers > 0 {
+		return false
+	}
 	done := map[string]bool{}
 	for i := range h.Events {
 		if e := &h.Events[i]; e.Outcome == OutcomeOK && (e.Op == QueueAck || e.Op == QueueReject || e.Op == QueueDead) {
@@ -186,7 +192,14 @@ func (h *QueueHistory) settled() bool {
 	return true
 }
 
-// run publishes the workload to a crew of the harness' size and judges.
+// producing counts the producers that are at work.
+func (h *QueueHistory) producing(n int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.producers += n
+}
+
+// work publishes the workload to a crew of the harness' size and judges.
 func (c *C) work(q broker.Queue, w workload, verdict func(d *broker.Delivery) broker.Verdict) *QueueHistory {
 	h := &QueueHistory{QueueRules: c.rules(q)}
 	crew := c.crew(q, h, c.h.Workers, nil, verdict)

@@ -86,6 +86,7 @@ type QueueHistory struct {
 	clock      int
 	batches    int
 	deliveries int
+	producers  int // at work
 	open       map[*broker.Delivery]int
 }
 

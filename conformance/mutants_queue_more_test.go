@@ -116,7 +116,8 @@ var moreQueueMutants = []struct {
 		caps:    func(c *broker.QueueCapabilities) { c.MaxAttempts += min(c.MaxAttempts, 1) },
 	}},
 	{"two dead letters for each", "DeadLetterKeeps", mutation{settle: onVerdict(broker.VerdictReject, func(k *mutantConsumer, ctx context.Context, d *broker.Delivery) error {
-		if err := k.bury(ctx, d.Message); err != nil {
+		m := broker.DeadLetterMessage(d.Message, broker.DeadLetter{Reason: "x", Queue: k.q.Name(), Attempts: d.Attempt, Time: time.Now()})
+		if err := k.bury(ctx, m); err != nil {
 			return err
 		}
 		return k.Consumer.SettleOne(ctx, d, broker.Verdict{Kind: broker.VerdictReject, Reason: "x"})
@@ -234,7 +235,10 @@ var moreQueueMutants = []struct {
 	}}},
 
 	// Routing.
-	{"a direct exchange ignores the key", "Direct", mutation{exchange: func(broker.ExchangeKind) broker.ExchangeKind { return broker.ExchangeFanout }}},
+	{"a direct exchange ignores the key", "Direct", mutation{
+		exchange: func(broker.ExchangeKind) broker.ExchangeKind { return broker.ExchangeFanout },
+		bind:     func(b *broker.Binding) { b.RoutingKey = "" },
+	}},
 	{"* matches any number of words", "Topic", mutation{bind: func(b *broker.Binding) { b.RoutingKey = strings.ReplaceAll(b.RoutingKey, "*", "#") }}},
 	{"# matches one word", "Topic", mutation{bind: func(b *broker.Binding) { b.RoutingKey = strings.ReplaceAll(b.RoutingKey, "#", "*") }}},
 	{"any header is enough", "HeadersMatch", mutation{bind: func(b *broker.Binding) { b.MatchAny = true }}},
