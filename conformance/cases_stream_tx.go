@@ -280,7 +280,10 @@ func streamProducerFenced(c *C, s broker.Stream) {
 	c.Must(tx.trySend(again, rs...), "publish by the later holder")
 	tx.commit()
 	beside.commit()
-	r.sameSet(valuesOf(r.judge()), append(slices.Clone(tx.sent), beside.sent...), "what was committed")
+	want := append(slices.Clone(tx.sent), beside.sent...)
+	m := r.join(c.Name("group"), readCommitted, nil) // records may appear a moment after Commit has returned
+	r.sameSet(valuesOf(m.collect(len(want))), want, "what a member with ReadCommitted got")
+	r.sameSet(valuesOf(r.judge()), want, "what was committed")
 }
 
 // streamConsumeTransformProduce copies a stream in transactions, by copiers
