@@ -129,8 +129,8 @@ func (p *poller) fetch(n int) bool {
 // report tells Receive of an error that does not go away by itself.
 func (p *poller) report(err error) {
 	f := p.c.q.b.judge(p.c.ctx, err)
-	level := slog.LevelDebug
-	if p.failed == 1 {
+	level := slog.LevelDebug // what passes by itself is nobody's business
+	if p.failed == 5 || !f.retry && p.failed == 1 {
 		level = slog.LevelWarn
 	}
 	p.c.q.b.log.Log(p.c.ctx, level, "sqs: receiving failed; trying again",

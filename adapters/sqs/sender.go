@@ -161,9 +161,7 @@ func (s *sender) many(ctx context.Context, ws []wire, seqs []string, errs []erro
 	if p.left == 0 {
 		return
 	}
-	for _, i := range first {
-		p.submit(i)
-	}
+	p.begin(first)
 	select {
 	case <-p.done:
 	case <-ctx.Done():
@@ -217,6 +215,27 @@ func (p *publication) order() []int {
 		first = append(first, i)
 	}
 	return first
+}
+
+// begin hands over all that may go at once.
+func (p *publication) begin(first []int) {
+	items := make([]outgoing, len(first))
+	for j, i := range first {
+		items[j] = outgoing{p.ctx, p.ws[i]}
+		p.state[i].sent = true
+	}
+	err := p.s.batcher.GoAll(p.ctx, items, func(j int, seq string, err error) {
+		p.submit(p.finish(first[j], seq, err))
+	})
+	if err == nil {
+		return
+	}
+	for _, i := range first {
+		p.mu.Lock()
+		p.state[i].sent = false
+		p.mu.Unlock()
+		p.submit(p.finish(i, "", err))
+	}
 }
 
 // submit hands message i to the batcher, or, once that is closed or ctx has

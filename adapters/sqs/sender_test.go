@@ -1,0 +1,279 @@
+package sqs
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/queuestream/broker"
+)
+
+// drainQueue receives and acknowledges until nothing came for a minute, and
+// returns what came: bodies by group in order.
+func drainQueue(t *testing.T, c broker.Consumer) (byGroup map[string][]string, all map[string]int) {
+	t.Helper()
+	byGroup, all = map[string][]string{}, map[string]int{}
+	for {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		ds, err := c.Receive(ctx, 10)
+		cancel()
+		if errors.Is(err, context.DeadlineExceeded) {
+			return byGroup, all
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range ds {
+			if all[string(d.Body)]++; all[string(d.Body)] == 1 {
+				byGroup[d.GroupID] = append(byGroup[d.GroupID], string(d.Body))
+			}
+			if err := d.Ack(t.Context()); err != nil && !errors.Is(err, broker.ErrLeaseLost) {
+				t.Errorf("ack %q: %v", d.Body, err)
+			}
+		}
+	}
+}
+
+func TestEveryFaultLosesNothing(t *testing.T) {
+	for _, queue := range []string{"q", "q" + fifoSuffix} {
+		for _, fault := range append([]string{""}, faults...) {
+			t.Run(queue+"/"+fault, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					bad := newFaulty(newFake(), 3, 7)
+					bad.only = fault
+					q := openQueue(t, openFake(t, bad), queue, nil)
+					const n = 100
+					ms := bodies(n, func(i int, m *broker.Message) {
+						if q.t.fifo {
+							m.GroupID = fmt.Sprint("g", i%7)
+						}
+					})
+					rs, err := q.PublishBatch(t.Context(), ms)
+					if err != nil || len(rs) != n {
+						t.Fatalf("%d receipts, %v", len(rs), err)
+					}
+					byGroup, all := drainQueue(t, consume(t, q, nil))
+					if len(all) != n {
+						t.Errorf("%d of %d came", len(all), n)
+					}
+					if q.t.fifo {
+						for g, got := range byGroup {
+							for i := 1; i < len(got); i++ {
+								var a, b int
+								if _, err := fmt.Sscanf(got[i-1]+" "+got[i], "m%d m%d", &a, &b); err != nil || a > b {
+									t.Errorf("group %s: %s before %s", g, got[i-1], got[i])
+								}
+							}
+						}
+					}
+					if skipped := q.t.fifo && (fault == "duplicate" || fault == "reorder"); bad.bites.Load() == 0 && !skipped {
+						t.Error("no fault bit")
+					}
+				})
+			})
+		}
+	}
+}
+
+func TestPublishesCoalesce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
+		slow := 5 * time.Millisecond
+		f.fault = func(string, map[string]any, any) (*http.Response, error) {
+			<-time.After(slow)
+			return nil, nil
+		}
+		q := openQueue(t, openFake(t, f), "q", nil)
+		var wg sync.WaitGroup
+		for i := range 200 {
+			wg.Go(func() {
+				if _, err := q.Publish(t.Context(), broker.Message{Body: fmt.Append(nil, i)}); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if n := f.requests("SendMessageBatch"); n > 40 {
+			t.Errorf("200 concurrent publishes took %d requests", n)
+		}
+	})
+}
+
+func TestFinalFailuresNameTheEntryAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
+		q := openQueue(t, openFake(t, f), "q", nil)
+		f.fault = func(op string, _ map[string]any, answer any) (*http.Response, error) {
+			if op == "SendMessageBatch" && answer != nil {
+				return failEntries(answer, "InvalidMessageContents", "1", "4"), nil
+			}
+			return nil, nil
+		}
+		rs, err := q.PublishBatch(t.Context(), bodies(6, nil))
+		var be *broker.BatchError
+		if !errors.As(err, &be) || len(be.Errs) != 6 || len(rs) != 6 {
+			t.Fatal(err)
+		}
+		for i, err := range be.Errs {
+			if bad := i == 1 || i == 4; bad != errors.Is(err, broker.ErrInvalid) || bad != (err != nil) {
+				t.Errorf("entry %d: %v", i, err)
+			}
+		}
+	})
+}
+
+func TestOutageBlocksUntilTheContextEnds(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		answer  func() (*http.Response, error)
+		unknown bool
+	}{
+		{"throttled", func() (*http.Response, error) { return fakeError(400, "ThrottlingException"), nil }, false},
+		{"cut", func() (*http.Response, error) { return nil, errCut }, true},
+		{"5xx", func() (*http.Response, error) { return fakeError(500, "InternalFailure"), nil }, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFake()
+				q := openQueue(t, openFake(t, f), "q.fifo", nil)
+				f.fault = func(op string, _ map[string]any, answer any) (*http.Response, error) {
+					if op == "SendMessageBatch" && answer == nil {
+						return tt.answer()
+					}
+					return nil, nil
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				defer cancel()
+				start := time.Now()
+				r, err := q.Publish(ctx, broker.Message{Body: []byte("x")})
+				if !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, broker.ErrUnknownOutcome) != tt.unknown || r.ID == "" {
+					t.Errorf("publish: %v", err)
+				}
+				if d := time.Since(start); d != time.Minute {
+					t.Errorf("publish returned after %v", d)
+				}
+				if n := f.requests("SendMessageBatch"); n > 40 {
+					t.Errorf("%d requests in a minute of outage", n)
+				}
+				ctx, cancel = context.WithTimeout(t.Context(), time.Minute)
+				defer cancel()
+				rs, err := q.PublishBatch(ctx, bodies(20, func(i int, m *broker.Message) { m.GroupID = "g" }))
+				if len(rs) != 20 || !errors.Is(broker.ErrorAt(err, 0), context.DeadlineExceeded) {
+					t.Errorf("batch: %v", err)
+				}
+				if err := broker.ErrorAt(err, 19); errors.Is(err, broker.ErrUnknownOutcome) || !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("what was never sent: %v", err)
+				}
+			})
+		})
+	}
+}
+
+func TestSizeIsCountedWithAttributes(t *testing.T) {
+	f := newFake()
+	f.queue("small").attrs["MaximumMessageSize"] = "1024"
+	q := openQueue(t, openFake(t, f), "small", nil)
+	limit := q.Capabilities().MaxBytes
+	for _, body := range [][]byte{bytes.Repeat([]byte("x"), limit), bytes.Repeat([]byte{0xff}, limit)} {
+		if _, err := q.Publish(t.Context(), broker.Message{Body: body}); err != nil {
+			t.Errorf("a body of the limit, %d bytes: %v", limit, err)
+		}
+	}
+	over := broker.Message{Body: bytes.Repeat([]byte("x"), limit+1)}
+	header := broker.Message{Body: bytes.Repeat([]byte("x"), limit), Headers: broker.Headers{{Key: "k", Value: "v"}}}
+	// Within MaxBytes, but the attributes that binary headers pack into are not.
+	packed := broker.Message{Body: []byte("x"), Headers: broker.Headers{{Key: "k", Value: strings.Repeat("\x00", 330)}, {Key: "k", Value: strings.Repeat("\x00", limit-334)}}}
+	for i, m := range []broker.Message{over, header, packed} {
+		_, err := q.Publish(t.Context(), m)
+		var se *broker.SizeError
+		if !errors.Is(err, broker.ErrTooLarge) || !errors.As(err, &se) || se.Size <= se.Limit {
+			t.Errorf("oversize %d: %v", i, err)
+		}
+		_, err = q.PublishBatch(t.Context(), []broker.Message{{Body: []byte("a")}, m, {Body: []byte("b")}})
+		for j, want := range []error{nil, broker.ErrTooLarge, nil} {
+			if got := broker.ErrorAt(err, j); !errors.Is(got, want) {
+				t.Errorf("oversize %d, entry %d: %v", i, j, got)
+			}
+		}
+	}
+	if n := f.depth("small"); n != 2+6 {
+		t.Errorf("%d messages are stored, want 8", n)
+	}
+}
+
+func TestBadInput(t *testing.T) {
+	f := newFake()
+	b := openFake(t, f)
+	if _, err := b.Queue(t.Context(), "missing", nil); !errors.Is(err, broker.ErrNotFound) {
+		t.Errorf("missing queue: %v", err)
+	}
+	if _, err := b.Queue(t.Context(), "bad name!", nil); !errors.Is(err, broker.ErrInvalid) {
+		t.Errorf("bad name: %v", err)
+	}
+	if _, err := b.Queue(t.Context(), "q", &broker.QueueOptions{DeadLetter: "missing"}); !errors.Is(err, broker.ErrNotFound) {
+		t.Errorf("missing dead-letter queue: %v", err)
+	}
+	if _, err := b.Queue(t.Context(), "q", &broker.QueueOptions{DeadLetter: "q.fifo"}); !errors.Is(err, broker.ErrInvalid) {
+		t.Errorf("dead-letter queue of another kind: %v", err)
+	}
+	if _, err := b.Stream(t.Context(), "s", nil); !errors.Is(err, broker.ErrUnsupported) {
+		t.Errorf("stream: %v", err)
+	}
+	for _, tt := range []struct {
+		queue string
+		m     broker.Message
+	}{
+		{"q", broker.Message{GroupID: "g"}},
+		{"q", broker.Message{DedupID: "d"}},
+		{"q", broker.Message{TTL: time.Second}},
+		{"q", broker.Message{Priority: 1}},
+		{"q.fifo", broker.Message{Delay: time.Second}},
+	} {
+		q := openQueue(t, b, tt.queue, nil)
+		if _, err := q.Publish(t.Context(), tt.m); !errors.Is(err, broker.ErrUnsupported) {
+			t.Errorf("%s %+v: %v", tt.queue, tt.m, err)
+		}
+	}
+	if n := f.requests("SendMessageBatch"); n != 0 {
+		t.Errorf("%d sends of what is refused", n)
+	}
+}
+
+func TestPlainMode(t *testing.T) {
+	f := newFake()
+	q := openQueue(t, openFake(t, f, func(o *Options) { o.Plain = true }), "q", nil)
+	for _, m := range []broker.Message{
+		{Body: nil}, {Body: []byte{0}}, {Body: []byte("x"), ContentType: "t"}, {Body: []byte("x"), ReplyTo: "r"},
+		{Body: []byte("x"), Headers: broker.Headers{{Key: "a b", Value: "v"}}}, {Body: []byte("x"), Delay: time.Hour},
+	} {
+		if _, err := q.Publish(t.Context(), m); !errors.Is(err, broker.ErrUnsupported) {
+			t.Errorf("%+v: %v", m, err)
+		}
+	}
+	if _, err := q.Publish(t.Context(), broker.Message{Body: []byte("x"), Headers: broker.Headers{{Key: "k", Value: "v"}}}); err != nil {
+		t.Fatal(err)
+	}
+	if m := f.queue("q").messages[0]; m.body != "x" || len(m.attrs.(map[string]any)) != 1 {
+		t.Errorf("sent %q with %v", m.body, m.attrs)
+	}
+}
+
+func TestFairGroups(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := openQueue(t, openFake(t, newFake(), func(o *Options) { o.FairGroups = true }), "q", nil)
+		if _, err := q.PublishBatch(t.Context(), bodies(2, func(_ int, m *broker.Message) { m.GroupID = "tenant" })); err != nil {
+			t.Fatal(err)
+		}
+		_, all := drainQueue(t, consume(t, q, nil))
+		if len(all) != 2 {
+			t.Errorf("%d of 2 came", len(all))
+		}
+	})
+}
