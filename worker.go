@@ -199,6 +199,9 @@ type workerRun struct {
 	lanes    int
 	maxBatch int // 0: one by one
 	limiter  *rate.Limiter
+	// lastAttempt is the one whose failure is final, by the worker's or the
+	// queue's limit; rejecting it tells the dead letter why. 0: none.
+	lastAttempt int
 
 	base    context.Context // of handlers; outlives Run's
 	cancel  context.CancelCauseFunc
@@ -232,6 +235,10 @@ func newWorkerRun(ctx context.Context, w *Worker) *workerRun {
 	}
 	if w.RateLimit > 0 {
 		r.limiter = newLimiter(w.RateLimit)
+	}
+	r.lastAttempt = w.Retry.MaxAttempts
+	if n := r.caps.MaxAttempts; n > 0 && r.caps.Reject && (r.lastAttempt == 0 || n < r.lastAttempt) {
+		r.lastAttempt = n
 	}
 	r.chain = func(ctx context.Context, in Incoming) error { return w.Handler(ctx, in.(*Delivery)) }
 	if len(w.Middleware) > 0 {

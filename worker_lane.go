@@ -3,7 +3,6 @@ package broker
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 )
 
@@ -93,8 +92,8 @@ func (r *workerRun) decide(ctx context.Context, j *job, err error) {
 	switch {
 	case err != nil && errors.Is(context.Cause(ctx), ErrShutdown) && (!ok || v.Kind != VerdictReject):
 		v = Verdict{Kind: VerdictNack, Snooze: r.caps.Snooze} // cut off by the shutdown: at once, elsewhere
-	case !ok && r.w.Retry.MaxAttempts > 0 && j.d.Attempt >= r.w.Retry.MaxAttempts:
-		v = Verdict{Kind: VerdictReject, Reason: fmt.Sprintf("attempt %d of %d: %v", j.d.Attempt, r.w.Retry.MaxAttempts, err)}
+	case !ok && r.lastAttempt > 0 && j.d.Attempt >= r.lastAttempt:
+		v = Verdict{Kind: VerdictReject, Reason: err.Error()}
 	case !ok:
 		v = Verdict{Kind: VerdictNack, Delay: r.w.Retry.After(j.d.Attempt, err)}
 	}

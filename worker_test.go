@@ -750,3 +750,23 @@ func TestWorkerBatchLeaseLoss(t *testing.T) {
 		}
 	})
 }
+
+// The last attempt that the queue allows is rejected by the worker, so that
+// the dead letter says what the handler said.
+func TestWorkerTellsWhyTheQueueGivesUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := brokertest.NewQueue("jobs", messages(1)...)
+		q.Caps.MaxAttempts = 2
+		w := &broker.Worker{
+			Queue: q, Logger: quiet,
+			Handler: func(context.Context, *broker.Delivery) error { return errBoom },
+		}
+		stop := start(t, w)
+		advance(time.Minute)
+		dead := q.DeadLetters()
+		if len(dead) != 1 || dead[0].Headers.Get(broker.HeaderDeadLetterReason) != errBoom.Error() {
+			t.Errorf("dead letters %+v", dead)
+		}
+		stop()
+	})
+}

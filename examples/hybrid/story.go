@@ -108,17 +108,8 @@ func (s *story) declare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.dead, err = s.queues.Queue(ctx, deadName(s.tasks.Name()), nil)
+	s.dead, err = s.queues.Queue(ctx, broker.DeadLetterName(s.tasks.Name()), nil)
 	return err
-}
-
-// deadName is what broker.DeclareQueue calls the dead-letter queue.
-func deadName(queue string) string {
-	name, fifo := strings.CutSuffix(queue, ".fifo")
-	if fifo {
-		return name + ".dead.fifo"
-	}
-	return name + ".dead"
 }
 
 func (s *story) placeOrders(ctx context.Context) error {

@@ -1,0 +1,4 @@
+// Package examples shows one use a file, on the embedded broker; each is a
+// test whose output is checked. examples/hybrid is the whole story in one
+// program, examples/try the workers of the Compose file.
+package examples
