@@ -13,6 +13,7 @@ import (
 type acks struct {
 	ch         acker
 	generation uint32
+	quiet      func() // called when nothing is open and all is sent; or nil
 
 	mu      sync.Mutex
 	base    uint64 // tag of entries[0]
@@ -48,9 +49,9 @@ const (
 	ackSent
 )
 
-func newAcks(ch acker, generation uint32) *acks {
+func newAcks(ch acker, generation uint32, quiet func()) *acks {
 	a := &acks{
-		ch: ch, generation: generation, base: 1,
+		ch: ch, generation: generation, quiet: quiet, base: 1,
 		wake: make(chan struct{}, 1), idle: make(chan struct{}), done: make(chan struct{}),
 	}
 	go a.run()
@@ -142,9 +143,13 @@ func (a *acks) flush() bool {
 	a.mu.Lock()
 	ready, returns := a.ready, a.returns
 	a.ready, a.returns = nil, nil
-	if len(ready)+len(returns) == 0 || a.dead {
+	if len(ready)+len(returns) == 0 {
 		a.notify()
+		idle := a.open == 0 && !a.dead
 		a.mu.Unlock()
+		if idle && a.quiet != nil {
+			a.quiet()
+		}
 		return false
 	}
 	for _, t := range returns {
@@ -215,13 +220,14 @@ func (a *acks) waiting(all bool) <-chan struct{} {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	unsent := a.sending || len(a.ready)+len(a.returns) > 0
-	if a.dead || !unsent && (!all || a.open == 0) {
+	if !unsent && (a.dead || !all || a.open == 0) {
 		return nil
 	}
 	return a.idle
 }
 
-// close marks the channel as gone and returns what was open on it.
+// close refuses further verdicts, sends those that there are, if the channel
+// still takes them, and returns what was open on it.
 func (a *acks) close() []*broker.Delivery {
 	a.mu.Lock()
 	if a.dead {
@@ -236,8 +242,7 @@ func (a *acks) close() []*broker.Delivery {
 			open = append(open, a.entries[i].d)
 		}
 	}
-	a.entries, a.open = nil, 0
-	a.notify()
+	a.open = 0
 	select {
 	case a.wake <- struct{}{}:
 	default:

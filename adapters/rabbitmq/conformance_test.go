@@ -1,4 +1,4 @@
-package rabbitmq_test
+package rabbitmq
 
 import (
 	"context"
@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/queuestream/broker"
-	"github.com/queuestream/broker/adapters/rabbitmq"
 	"github.com/queuestream/broker/conformance"
 	"github.com/queuestream/broker/conformance/containers"
 )
@@ -44,14 +43,23 @@ func TestConformance(t *testing.T) {
 	}
 }
 
+// TestStreamConformance runs the suite on super streams.
+func TestStreamConformance(t *testing.T) {
+	in := containers.NeedRabbitMQ(t)
+	if in.StreamURL == "" {
+		t.Skip("no stream endpoint: set BROKER_TEST_RABBITMQ_STREAM to rabbitmq-stream://user:password@host:port/")
+	}
+	conformance.Run(t, harness("RabbitMQ stream", in, conformance.Stream, nil))
+}
+
 func harness(name string, in *containers.RabbitMQInstance, kinds conformance.Kind, queue func(*broker.QueueConfig) error) conformance.Harness {
 	open := func(url string) func(ctx context.Context) (broker.Broker, error) {
 		return func(ctx context.Context) (broker.Broker, error) {
-			o := &rabbitmq.Options{URLs: []string{url}, Management: in.ManagementURL}
+			o := &Options{URLs: []string{url}, Management: in.ManagementURL}
 			if in.StreamURL != "" {
 				o.StreamURLs = []string{in.StreamURL}
 			}
-			return rabbitmq.Open(ctx, o)
+			return Open(ctx, o)
 		}
 	}
 	bad := fmt.Sprintf("amqp://nobody:wrong@%s/", hostOf(in.URL))

@@ -134,7 +134,7 @@ func (c *consumer) run(s *session) {
 			c.inbox.SetErr(nil)
 		}
 		began := time.Now()
-		if err := c.serve(s); err != nil && c.ctx.Err() == nil {
+		if err := c.serve(s); err != nil && !errors.Is(err, errIdle) && c.ctx.Err() == nil {
 			c.failed(classify(err))
 		}
 		c.end(s)
@@ -147,6 +147,10 @@ func (c *consumer) run(s *session) {
 		}
 	}
 }
+
+// errIdle ends a session of which the inbox keeps deliveries that nobody waits
+// for: closing the channel gives them back in their order.
+var errIdle = errors.New("idle")
 
 // failed tells waiting Receives what will not pass by itself; the consumer goes
 // on trying.
@@ -188,21 +192,31 @@ func (c *consumer) openSession(g *generation) (*session, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.count++
-	s := &session{gen: g, ch: ch, acks: newAcks(ch, c.count)}
+	s := &session{gen: g, ch: ch, acks: newAcks(ch, c.count, c.signal)}
 	s.closed = ch.NotifyClose(make(chan *amqp.Error, 1))
 	s.cancelled = ch.NotifyCancel(make(chan string, len(queues)))
 	c.session = s
 	return s, nil
 }
 
-// serve subscribes while a Receive waits, and returns when the channel is gone,
+// serve subscribes when a Receive waits, lets go when the consumer is idle, and
+// returns when the channel is gone,
 // the broker ended a subscription (its queue was deleted), or the consumer is
 // closed.
 func (c *consumer) serve(s *session) error {
+	var idle <-chan time.Time
 	for {
 		c.mu.Lock()
 		want := c.receiving > 0 && !c.draining
+		rests := c.receiving == 0
 		c.mu.Unlock()
+		if rests && s.tags != nil && s.acks.waiting(true) == nil {
+			if idle == nil {
+				idle = time.After(idleAfter)
+			}
+		} else {
+			idle = nil
+		}
 		if want && s.tags == nil {
 			if _, err := call(c.ctx, func() (struct{}, error) { return struct{}{}, c.subscribe(s) }, nil); err != nil {
 				return err
@@ -217,6 +231,14 @@ func (c *consumer) serve(s *session) error {
 		case <-s.cancelled:
 			return fmt.Errorf("%w: the broker ended the subscription", broker.ErrNotFound)
 		case <-c.poke:
+		case <-idle:
+			if err := c.unsubscribe(s, false); err != nil {
+				return err
+			}
+			if s.tags == nil && c.inbox.Len() > 0 {
+				return errIdle
+			}
+			idle = nil
 		case r := <-c.idle:
 			err := c.unsubscribe(s, r.drain)
 			close(r.done)
@@ -254,12 +276,13 @@ func (c *consumer) subscribe(s *session) error {
 
 // unsubscribe lets go of the queue while nobody receives and nothing is open,
 // so that an idle consumer keeps no messages, and no shards, from others.
-// To drain, it does so in any case.
+// A shard's consumer stays while it holds a delivery: another one would become
+// active beside it. To drain, it leaves in any case.
 func (c *consumer) unsubscribe(s *session, drain bool) error {
 	c.mu.Lock()
 	busy := c.receiving > 0
 	c.mu.Unlock()
-	if s.tags == nil || !drain && (busy || s.acks.waiting(true) != nil) {
+	if s.tags == nil || !drain && (busy || c.q.info.shards > 0 && s.acks.waiting(true) != nil) {
 		return nil
 	}
 	_, err := call(c.ctx, func() (struct{}, error) {
@@ -286,7 +309,18 @@ func (c *consumer) end(s *session) {
 	if !s.ch.IsClosed() {
 		ctx, cancel := context.WithTimeout(context.Background(), c.q.b.o.CloseTimeout)
 		defer cancel()
-		if _, err := call(ctx, func() (struct{}, error) { return struct{}{}, s.ch.Close() }, nil); err != nil {
+		// Cancelling waits for the queue. A channel that closes at once behind an
+		// acknowledgement may overtake it there: the message came again (seen on
+		// 4.0.5 with quorum queues).
+		_, err := call(ctx, func() (struct{}, error) {
+			for _, t := range s.tags {
+				if err := s.ch.Cancel(t, false); err != nil {
+					return struct{}{}, err
+				}
+			}
+			return struct{}{}, s.ch.Close()
+		}, nil)
+		if err != nil {
 			c.q.b.o.Logger.Debug("closing a channel failed", "adapter", adapterName, "queue", c.q.info.name, "error", err)
 		}
 	}
@@ -326,12 +360,17 @@ func (c *consumer) fetch(s *session, in <-chan amqp.Delivery) {
 	}
 }
 
+// idleAfter is how long a consumer that neither receives nor holds a delivery
+// keeps what it has prefetched from others.
+const idleAfter = 200 * time.Millisecond
+
 // relaxTime bounds how long a Receive that ends with its context waits for the
 // broker to end the subscription.
 const relaxTime = 100 * time.Millisecond
 
-// Receive implements [broker.Consumer]. When it ends empty with its context,
-// and nothing else is open, the consumer lets go of the queue until the next.
+// Receive implements [broker.Consumer]. When it ends empty with its context, or
+// idleAfter passes with nothing open, the consumer lets go of the queue until
+// the next Receive.
 func (c *consumer) Receive(ctx context.Context, max int) ([]*broker.Delivery, error) {
 	if err := broker.ContextError(ctx); err != nil {
 		return nil, fail("receive", c.q.info.name, err)
@@ -341,16 +380,16 @@ func (c *consumer) Receive(ctx context.Context, max int) ([]*broker.Delivery, er
 	first := c.receiving == 1
 	c.mu.Unlock()
 	if first {
-		select {
-		case c.poke <- struct{}{}:
-		default:
-		}
+		c.signal()
 	}
 	ds, err := c.inbox.Receive(ctx, max)
 	c.mu.Lock()
 	c.receiving--
 	last := c.receiving == 0
 	c.mu.Unlock()
+	if last {
+		c.signal()
+	}
 	if last && err != nil && ctx.Err() != nil {
 		c.relax(false, relaxTime)
 		if c.inbox.Len() > 0 { // came meanwhile, and must not wait for a Receive that may never be
@@ -362,6 +401,14 @@ func (c *consumer) Receive(ctx context.Context, max int) ([]*broker.Delivery, er
 		}
 	}
 	return ds, fail("receive", c.q.info.name, err)
+}
+
+// signal makes serve look again.
+func (c *consumer) signal() {
+	select {
+	case c.poke <- struct{}{}:
+	default:
+	}
 }
 
 // A relaxation asks for the end of the subscriptions.

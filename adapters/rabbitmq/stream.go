@@ -63,7 +63,7 @@ func (b *Broker) openStream(ctx context.Context, name string, opts *broker.Strea
 		window: newWindow(10*b.o.Window, b.o.WindowBytes), members: map[*member]struct{}{},
 		caps: broker.StreamCapabilities{
 			Headers: true, Timestamps: true, SeekTime: true, GroupReset: true, MaxBytes: maxRecordBytes,
-			Durable: true, Idempotent: true,
+			Durable: true, Idempotent: true, Dedup: true,
 		},
 	}
 	if opts != nil {
@@ -71,7 +71,6 @@ func (b *Broker) openStream(ctx context.Context, name string, opts *broker.Strea
 			return nil, broker.Invalid("Producer of %d bytes: at most %d", len(opts.Producer), maxShortString)
 		}
 		s.producer = cmp.Or(opts.Producer, s.producer)
-		s.caps.Dedup = opts.Producer != ""
 		if err := s.caps.Satisfies(opts.Require); err != nil {
 			return nil, err
 		}

@@ -47,15 +47,16 @@ func (b *Broker) declareStream(ctx context.Context, name string, cfg broker.Stre
 		// Whole segments are removed: they must be smaller than the limit.
 		o.SetMaxSegmentSizeBytes(stream.ByteCapacity{}.B(min(maxSegment, max(minSegment, cfg.RetentionBytes/4))))
 	}
-	_, err := do(ctx, b.streams, func(env *stream.Environment) (struct{}, error) {
-		return struct{}{}, env.DeclareSuperStream(name, o)
-	})
-	if err == nil || !errors.Is(err, broker.ErrConflict) {
+	// The client takes an existing stream for declared, whatever it is.
+	names, _, err := b.partitions(ctx, name)
+	if errors.Is(err, broker.ErrNotFound) {
+		_, err = do(ctx, b.streams, func(env *stream.Environment) (struct{}, error) {
+			return struct{}{}, env.DeclareSuperStream(name, o)
+		})
 		return err
 	}
-	names, _, perr := b.partitions(ctx, name)
-	if perr != nil {
-		return errors.Join(err, perr)
+	if err != nil {
+		return err
 	}
 	if len(names) != o.Partitions {
 		return fmt.Errorf("%w: Partitions is %d, declared with %d", broker.ErrConflict, len(names), o.Partitions)

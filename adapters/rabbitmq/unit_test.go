@@ -181,7 +181,7 @@ func (f *fakeAcker) Reject(tag uint64, requeue bool) error {
 func TestAcksModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		f := &fakeAcker{open: map[uint64]bool{}, settled: map[uint64]string{}}
-		a := newAcks(f, 1)
+		a := newAcks(f, 1, nil)
 		n := uint64(rapid.IntRange(1, 60).Draw(t, "n"))
 		var tags []uint64
 		for tag := range n {
@@ -220,7 +220,7 @@ func shuffled(t *rapid.T, tags []uint64) []uint64 {
 // TestAcksUseMultiple: contiguous acknowledgements share frames.
 func TestAcksUseMultiple(t *testing.T) {
 	f := &fakeAcker{open: map[uint64]bool{}, settled: map[uint64]string{}}
-	a := newAcks(f, 1)
+	a := newAcks(f, 1, nil)
 	const n = 1000
 	f.mu.Lock() // the writer waits, and the rest gathers
 	for tag := uint64(1); tag <= n; tag++ {
