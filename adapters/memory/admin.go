@@ -232,10 +232,10 @@ func (b *Broker) QueueStats(ctx context.Context, name string) (broker.QueueStats
 
 // Peek returns copies of messages in the order of delivery, those that are not
 // due last, without touching them.
-func (b *Broker) Peek(ctx context.Context, name string, max int) ([]broker.Message, error) {
+func (b *Broker) Peek(ctx context.Context, name string, limit int) ([]broker.Message, error) {
 	q, err := b.admin(ctx, name)
-	if err == nil && max <= 0 {
-		err = broker.Invalid("max %d: want at least 1", max)
+	if err == nil && limit <= 0 {
+		err = broker.Invalid("max %d: want at least 1", limit)
 	}
 	if err != nil {
 		return nil, opError("peek", name, err)
@@ -243,7 +243,7 @@ func (b *Broker) Peek(ctx context.Context, name string, max int) ([]broker.Messa
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	es := q.stored()
-	ms := make([]broker.Message, min(max, len(es)))
+	ms := make([]broker.Message, min(limit, len(es)))
 	for i := range ms {
 		ms[i] = es[i].message()
 	}
@@ -252,18 +252,18 @@ func (b *Broker) Peek(ctx context.Context, name string, max int) ([]broker.Messa
 
 // Redrive moves messages out of a dead-letter queue, the oldest first. It
 // stops at the first message that cannot go, which stays.
-func (b *Broker) Redrive(ctx context.Context, deadLetterQueue, to string, max int) (int, error) {
-	n, err := b.redrive(ctx, deadLetterQueue, to, max)
+func (b *Broker) Redrive(ctx context.Context, deadLetterQueue, to string, limit int) (int, error) {
+	n, err := b.redrive(ctx, deadLetterQueue, to, limit)
 	return n, opError("redrive", deadLetterQueue, err)
 }
 
-func (b *Broker) redrive(ctx context.Context, from, to string, max int) (int, error) {
+func (b *Broker) redrive(ctx context.Context, from, to string, limit int) (int, error) {
 	q, err := b.admin(ctx, from)
 	if err != nil {
 		return 0, err
 	}
-	if max < 0 {
-		return 0, broker.Invalid("max %d: must not be negative", max)
+	if limit < 0 {
+		return 0, broker.Invalid("max %d: must not be negative", limit)
 	}
 	if to == from {
 		return 0, broker.Invalid("to %q: is the dead-letter queue itself", to)
@@ -276,8 +276,8 @@ func (b *Broker) redrive(ctx context.Context, from, to string, max int) (int, er
 	q.mu.Lock()
 	todo := q.length() // not what is dead-lettered again meanwhile
 	q.mu.Unlock()
-	if max > 0 {
-		todo = min(todo, int64(max))
+	if limit > 0 {
+		todo = min(todo, int64(limit))
 	}
 	moved := 0
 	var failed error

@@ -71,7 +71,7 @@ func newQueue(srv *server, name string, cfg broker.QueueConfig) *queue {
 		groups:  map[string]*group{},
 	}
 	if srv.rules.reorders {
-		q.random = rand.New(rand.NewPCG(srv.opts.Seed, uint64(len(name))))
+		q.random = rand.New(rand.NewPCG(srv.opts.Seed, uint64(len(name)))) //nolint:gosec // not for secrets
 	}
 	return q
 }

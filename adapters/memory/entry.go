@@ -201,8 +201,6 @@ func (h *entryHeap) top() *entry {
 	return h.items[0]
 }
 
-func (h *entryHeap) has(e *entry) bool { return e.pos[h.order] != 0 }
-
 func (h *entryHeap) push(e *entry) {
 	h.items = append(h.items, e)
 	h.up(len(h.items) - 1)

@@ -57,7 +57,7 @@ func newFaults(f Faults, seed uint64) *faults {
 	if f.MaxDelay == 0 {
 		f.MaxDelay = time.Second
 	}
-	return &faults{Faults: f, random: rand.New(rand.NewPCG(seed, 1))}
+	return &faults{Faults: f, random: rand.New(rand.NewPCG(seed, 1))} //nolint:gosec // not for secrets
 }
 
 func (f *faults) hit(p float64) bool {

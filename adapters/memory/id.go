@@ -43,7 +43,7 @@ func (b *idBlock) fill(ms int64) {
 	var buf [16 * idLen]byte
 	for i := range b.size {
 		s := buf[i*idLen:][:idLen]
-		r, q := rand.Uint64(), rand.Uint64()
+		r, q := rand.Uint64(), rand.Uint64() //nolint:gosec // unique, not secret
 		hexTo(s[:8], uint64(ms)>>16)
 		s[8] = '-'
 		hexTo(s[9:13], uint64(ms))

@@ -341,7 +341,7 @@ func TestCopies(t *testing.T) {
 				}
 				clear(d.Body)
 				d.Headers[0].Value = "changed"
-				d.Body, d.Message.ID, d.GroupID = append(d.Body, 'z'), "other", "g"
+				d.Body, d.ID, d.GroupID = append(d.Body, 'z'), "other", "g"
 				if attempt == 2 {
 					check(t, d.Ack(ctx))
 				} else {
@@ -383,7 +383,7 @@ func TestWaitersAreServed(t *testing.T) {
 		for i := range 5 {
 			send(t, q, body(fmt.Sprint(i)))
 		}
-		<-errs
+		wantErr(t, <-errs, context.Canceled)
 		synctest.Wait()
 		st, err := b.QueueStats(ctx, "q")
 		check(t, err)

@@ -287,7 +287,9 @@ func (p *partition) supersede(key string, offset int64) {
 func (p *partition) retain(beforeMS, maxBytes, tombstonesMS int64) {
 	for len(p.chunks) > 0 {
 		s := &p.chunks[0].recs[0]
-		if !(s.rec.Time().UnixMilli() < beforeMS || maxBytes > 0 && p.bytes > maxBytes && p.records > 1) {
+		old := s.rec.Time().UnixMilli() < beforeMS
+		over := maxBytes > 0 && p.bytes > maxBytes && p.records > 1
+		if !old && !over {
 			break
 		}
 		if s.tx != nil && s.tx.state.Load() == txOpen {

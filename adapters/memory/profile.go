@@ -59,7 +59,7 @@ var anyExchange = broker.ExchangeCapabilities{Unroutable: true, TopicWords: true
 
 var fullStream = broker.StreamCapabilities{
 	Headers: true, Tombstones: true, Compaction: true, Timestamps: true, SeekTime: true,
-	Transactions: true, Fencing: true, ExactLag: true, GroupReset: true, Growth: true,
+	Transactions: true, Fencing: true, ExactLag: true, GroupReset: true, Growth: true, Offsets: true,
 }
 
 var profiles = map[Profile]*rules{
@@ -167,7 +167,7 @@ var profiles = map[Profile]*rules{
 		streams:     true,
 		stream: broker.StreamCapabilities{
 			Headers: true, Tombstones: true, Compaction: true, Timestamps: true, SeekTime: true,
-			Transactions: true, Fencing: true, GroupReset: true, Growth: true, MaxBytes: 1 << 20,
+			Transactions: true, Fencing: true, GroupReset: true, Growth: true, Offsets: true, MaxBytes: 1 << 20,
 		},
 	},
 }

@@ -136,7 +136,8 @@ func TestStreamPositions(t *testing.T) {
 				t.Fatalf("%d pairs", n)
 			}
 		}
-		for range s.Read(ctx, broker.Range{}) {
+		for _, err := range s.Read(ctx, broker.Range{}) {
+			check(t, err)
 			break
 		}
 		// A member that starts somewhere.
@@ -213,7 +214,8 @@ func TestSeekAndCommit(t *testing.T) {
 		wantErr(t, m.Seek(ctx, 1, broker.Earliest()), broker.ErrNotFound)
 		check(t, m.Seek(ctx, 0, broker.Latest()))
 		nothing(t, m)
-		for r := range s.Read(ctx, broker.Range{}) {
+		for r, err := range s.Read(ctx, broker.Range{}) {
+			check(t, err)
 			wantErr(t, m.Commit(ctx, r), broker.ErrInvalid)
 			break
 		}

@@ -63,7 +63,7 @@ func (b *Broker) transactor(ctx context.Context, id string) (*Transactor, error)
 func (p *producer) abort() {
 	if tx := p.open; tx != nil {
 		p.open = nil
-		tx.end(txAborted)
+		_ = tx.end(txAborted) // which cannot fail
 	}
 }
 
