@@ -104,6 +104,7 @@ func (s *server) deleteQueue(name string) {
 	if q == nil {
 		return
 	}
+	disconnect(q)
 	q.mu.Lock()
 	q.deleted.Store(true)
 	q.clear(true)

@@ -229,6 +229,26 @@ func TestDeleteQueueEndsCalls(t *testing.T) {
 	})
 }
 
+func TestDeletedQueuesLeaveNothing(t *testing.T) {
+	b := open(t, nil)
+	ctx := t.Context()
+	dead := declare(t, b, "dead", broker.QueueConfig{})
+	for range 3 {
+		q := declare(t, b, "q", broker.QueueConfig{DeadLetter: "dead"})
+		send(t, q, body("x"))
+		check(t, one(t, consume(t, q, nil), "x").Reject(ctx, "no"))
+		check(t, b.DeleteQueue(ctx, "q"))
+	}
+	if n := len(dead.q.feeders); n != 0 || dead.q.fed.Load() {
+		t.Fatalf("%d deleted queues are still known", n)
+	}
+	q := declare(t, b, "q", broker.QueueConfig{DeadLetter: "dead"})
+	check(t, b.DeleteQueue(ctx, "dead"))
+	if n := len(q.q.targets); n != 0 {
+		t.Fatalf("%d deleted queues are still known", n)
+	}
+}
+
 func TestReplyQueue(t *testing.T) {
 	b := open(t, nil)
 	r, err := b.ReplyQueue(t.Context())

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -318,6 +319,25 @@ func connect(from, to *queue) {
 	add(from, to, &from.targets)
 	add(to, from, &to.feeders)
 	to.fed.Store(true)
+}
+
+// disconnect undoes connect for a queue that is deleted.
+func disconnect(q *queue) {
+	remove := func(from *queue, list *[]*queue) {
+		from.mu.Lock()
+		defer from.mu.Unlock()
+		*list = slices.DeleteFunc(slices.Clone(*list), func(x *queue) bool { return x == q })
+		from.fed.Store(len(from.feeders) > 0)
+	}
+	q.mu.Lock()
+	targets, feeders := q.targets, q.feeders
+	q.mu.Unlock()
+	for _, t := range targets {
+		remove(t, &t.feeders)
+	}
+	for _, f := range feeders {
+		remove(f, &f.targets)
+	}
 }
 
 // next takes the entry that is to be delivered next, or nil. q.mu is held.
