@@ -2,6 +2,9 @@ package sqs
 
 import (
 	"context"
+	"log/slog"
+	"net/http"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -10,7 +13,8 @@ import (
 )
 
 // harness is what the suite needs of the SQS at endpoint.
-func harness(name, endpoint string, edit func(*Options)) conformance.Harness {
+func harness(name, endpoint string) (conformance.Harness, *atomic.Pointer[faulty]) {
+	injected := new(atomic.Pointer[faulty])
 	open := func(secret string) func(ctx context.Context) (broker.Broker, error) {
 		return func(ctx context.Context) (broker.Broker, error) {
 			o := &Options{
@@ -18,10 +22,11 @@ func harness(name, endpoint string, edit func(*Options)) conformance.Harness {
 				// ElasticMQ goes on with a poll whose connection is gone, and
 				// hands it the next messages: end polls instead of cutting them.
 				PollWait: time.Second,
+				Logger:   slog.New(slog.DiscardHandler),
 			}
-			if edit != nil {
-				edit(o)
-			}
+			t := http.DefaultTransport.(*http.Transport).Clone()
+			t.MaxIdleConnsPerHost = 64
+			o.Transport = &switched{t, injected}
 			return Open(ctx, o)
 		}
 	}
@@ -43,10 +48,26 @@ func harness(name, endpoint string, edit func(*Options)) conformance.Harness {
 			35: "ElasticMQ ignores the dedup scope messageGroup",
 		},
 	}
+	h.Faults = map[conformance.FaultKind]func(context.Context) (conformance.Injection, error){}
+	for kind, only := range map[conformance.FaultKind]string{
+		conformance.FaultAnswerLost:    "lost answer",
+		conformance.FaultConnectionCut: "cut",
+		conformance.FaultThrottle:      "throttle",
+	} {
+		h.Faults[kind] = func(context.Context) (conformance.Injection, error) {
+			f := newFaulty(nil, 3, 1)
+			f.only = only
+			injected.Store(f)
+			return conformance.Injection{
+				Stop:  func(context.Context) error { injected.Store(nil); return nil },
+				Bites: f.bites.Load,
+			}, nil
+		}
+	}
 	for id := 84; id <= 88; id++ {
 		h.Expected[id] = "ElasticMQ has no SNS; the cases run on moto"
 	}
-	return h
+	return h, injected
 }
 
 // fifoOnly has every queue declared as a FIFO queue.
@@ -60,25 +81,48 @@ func fifoOnly(h conformance.Harness) conformance.Harness {
 	return h
 }
 
-func TestConformanceStandard(t *testing.T) {
-	h := harness("SQS standard queue", realEndpoint(t, "sqs"), nil)
+// standardOnly has no queue declared as a FIFO queue.
+func standardOnly(h conformance.Harness) conformance.Harness {
 	h.QueueConfig = func(cfg *broker.QueueConfig) error {
 		if wantsFIFO(cfg) {
-			return broker.Unsupported("a standard queue has no groups and no dedup")
+			return fail("declare queue", "", broker.Unsupported("a standard queue has no groups and no dedup"))
 		}
 		return nil
 	}
-	conformance.Run(t, h)
+	return h
+}
+
+func TestConformanceStandard(t *testing.T) {
+	h, _ := harness("SQS standard queue", realEndpoint(t, "sqs"))
+	conformance.Run(t, standardOnly(h))
 }
 
 func TestConformanceFIFO(t *testing.T) {
-	h := fifoOnly(harness("SQS FIFO queue", realEndpoint(t, "sqs"), nil))
-	conformance.Run(t, h)
+	h, _ := harness("SQS FIFO queue", realEndpoint(t, "sqs"))
+	conformance.Run(t, fifoOnly(h))
 }
 
 func TestConformanceSNS(t *testing.T) {
-	h := harness("SNS exchanges", realEndpoint(t, "sns"), nil)
+	h, _ := harness("SNS exchanges", realEndpoint(t, "sns"))
 	h.Version, h.Expected = "moto 5.1.1", nil
 	h.Only = []string{"84", "85", "86", "87", "88", "89"}
 	conformance.Run(t, h)
+}
+
+// TestConformanceFaulty runs what must not lose anything while every tenth
+// request meets one of all the faults that the round-tripper knows.
+func TestConformanceFaulty(t *testing.T) {
+	for name, only := range map[string]func(conformance.Harness) conformance.Harness{"standard": standardOnly, "FIFO": fifoOnly} {
+		t.Run(name, func(t *testing.T) {
+			h, injected := harness("SQS "+name+" queue with faults", realEndpoint(t, "sqs"))
+			h.Only = []string{"1", "2", "9", "11", "14", "32"}
+			h.Faults = nil
+			f := newFaulty(nil, 10, 1)
+			injected.Store(f)
+			conformance.Run(t, only(h))
+			if f.bites.Load() == 0 {
+				t.Error("no fault bit")
+			}
+		})
+	}
 }

@@ -31,7 +31,7 @@ func newFaulty(next http.RoundTripper, every int, seed uint64) *faulty {
 	return &faulty{next: next, every: every, rng: rand.New(rand.NewPCG(seed, seed))} //nolint:gosec // a test's choices
 }
 
-var faults = []string{"throttle", "5xx before", "5xx after", "lost answer", "entry", "duplicate", "reorder"}
+var faults = []string{"throttle", "cut", "5xx before", "5xx after", "lost answer", "entry", "duplicate", "reorder"}
 
 func (f *faulty) choose() string {
 	f.mu.Lock()
@@ -65,6 +65,9 @@ func (f *faulty) RoundTrip(r *http.Request) (*http.Response, error) {
 	case fault == "throttle":
 		f.bites.Add(1)
 		return fakeError(400, "ThrottlingException"), nil
+	case fault == "cut":
+		f.bites.Add(1)
+		return nil, errCut
 	case fault == "5xx before":
 		f.bites.Add(1)
 		return fakeError(503, "ServiceUnavailable"), nil
@@ -155,4 +158,20 @@ func (f *faulty) disorder(out *http.Response, fault string) (*http.Response, err
 	f.mu.Unlock()
 	body["Messages"] = ms
 	return fakeResponse(200, body), nil
+}
+
+// switched passes requests on, through faults while there are some.
+type switched struct {
+	*http.Transport
+	faults *atomic.Pointer[faulty]
+}
+
+func (s *switched) RoundTrip(r *http.Request) (*http.Response, error) {
+	f := s.faults.Load()
+	if f == nil {
+		return s.Transport.RoundTrip(r)
+	}
+	through := &faulty{next: s.Transport, every: f.every, only: f.only, rng: rand.New(rand.NewPCG(rand.Uint64(), 1))} //nolint:gosec // a test's choices
+	defer func() { f.bites.Add(through.bites.Load()) }()
+	return through.RoundTrip(r)
 }

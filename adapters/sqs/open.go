@@ -105,8 +105,9 @@ func loadConfig(ctx context.Context, o Options) (aws.Config, error) {
 // chain configured (AWS_CA_BUNDLE). It returns what closes idle connections.
 func setClient(cfg *aws.Config, o Options) func() {
 	if o.Transport != nil {
-		cfg.HTTPClient = &http.Client{Transport: o.Transport}
-		return func() {}
+		client := &http.Client{Transport: o.Transport}
+		cfg.HTTPClient = client
+		return client.CloseIdleConnections
 	}
 	base, ok := cfg.HTTPClient.(*awshttp.BuildableClient)
 	if cfg.HTTPClient != nil && !ok {

@@ -22,7 +22,7 @@ type Options struct {
 	RoleARN     string                  // a role to assume with these credentials
 	AccountID   string                  // of SNS topics; "": asked from STS once
 	Config      *aws.Config             // replaces the chain; Region, Credentials and RoleARN still apply
-	Transport   http.RoundTripper       // nil: one sized for pollers and senders
+	Transport   http.RoundTripper       // nil: one sized for pollers and senders. Close closes its idle connections
 
 	// RequestTimeout bounds one HTTP request, beyond the time that a long poll
 	// asks for. A request that times out is sent again. 0: 10 s.
