@@ -70,15 +70,15 @@ func (r *Recorder) Settled(id string) (broker.Verdict, bool) {
 func (r *Recorder) Wait(ctx context.Context, cond func([]broker.Outcome) bool) error {
 	for {
 		r.mu.Lock()
-		if cond(slices.Clone(r.outcomes)) {
-			r.mu.Unlock()
-			return nil
-		}
+		outcomes := slices.Clone(r.outcomes)
 		if r.changed == nil {
 			r.changed = make(chan struct{})
 		}
 		changed := r.changed
 		r.mu.Unlock()
+		if cond(outcomes) { // which may ask r
+			return nil
+		}
 		select {
 		case <-changed:
 		case <-ctx.Done():

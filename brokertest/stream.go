@@ -45,7 +45,7 @@ func NewStream(name string, partitions int) *Stream {
 		name: name, seed: maphash.MakeSeed(), logs: make([][]broker.Record, partitions),
 		groups: map[string]*group{}, wake: make(chan struct{}),
 		Caps: broker.StreamCapabilities{
-			Headers: true, Tombstones: true, Timestamps: true, SeekTime: true, Fencing: true, ExactLag: true,
+			Headers: true, Tombstones: true, Timestamps: true, SeekTime: true, Fencing: true, ExactLag: true, Offsets: true,
 		},
 	}
 }
