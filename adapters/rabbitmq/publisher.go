@@ -338,7 +338,8 @@ type flightBatch struct {
 	sent []bool
 
 	flights []flight
-	landed  int // flights before it are not flying any more
+	landed  int   // flights before it are not flying any more
+	left    error // why the caller left
 }
 
 // run returns the indexes that the channel's death left undecided, in order.
@@ -408,6 +409,7 @@ func (b *flightBatch) land(ctx context.Context) {
 		case <-f.dc.Done():
 		case <-ctx.Done():
 			f.state = abandoned
+			b.left = broker.ContextError(ctx)
 			return
 		}
 	}
@@ -456,7 +458,7 @@ func (b *flightBatch) finish() (again []int) {
 	rest := make([]flight, 0, left)
 	for _, f := range b.flights {
 		if f.state == abandoned {
-			b.errs[f.index] = broker.UnknownOutcome(context.Canceled)
+			b.errs[f.index] = broker.UnknownOutcome(b.left)
 			rest = append(rest, f)
 		}
 	}
