@@ -86,9 +86,10 @@ type Settler interface {
 
 // A Stream is a partitioned, retained, append-only log.
 type Stream interface {
-	// Publish appends r and returns its partition and offset; otherwise it
-	// promises what [Publisher].Publish promises. Equal keys share a
-	// partition; an empty key selects any.
+	// Publish appends r and returns its partition and, where the capability
+	// Offsets is claimed, its offset; for the rest it promises what
+	// [Publisher].Publish promises. Equal keys share a partition; an empty key
+	// selects any.
 	Publish(ctx context.Context, r Record) (Receipt, error)
 	// PublishBatch promises what [Publisher].PublishBatch promises, with order
 	// kept within a partition.

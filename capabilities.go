@@ -63,6 +63,7 @@ type StreamCapabilities struct {
 	Transactions bool // Transactional, and ReadCommitted
 	Fencing      bool // the broker refuses a commit by a former owner; otherwise only the client does
 	ExactLag     bool // Lag counts records exactly; otherwise it is an upper bound
+	Offsets      bool // Receipt.Offset is the record's; otherwise only Receipt.Partition is known
 	Dedup        bool // a named producer's retries are stored once
 	GroupReset   bool // Admin.ResetGroup
 	Growth       bool // partitions can be added

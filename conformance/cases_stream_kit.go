@@ -19,13 +19,16 @@ type streamRun struct {
 	stream broker.Stream
 	hist   *StreamHistory
 
+	offsets bool // receipts have offsets
+
 	made    atomic.Int64 // values
 	readers atomic.Int64
 	members atomic.Int64
 }
 
 func newStreamRun(c *C, s broker.Stream) *streamRun {
-	return &streamRun{C: c, stream: s, hist: &StreamHistory{Idempotent: s.Capabilities().Idempotent}}
+	caps := s.Capabilities()
+	return &streamRun{C: c, stream: s, hist: &StreamHistory{Idempotent: caps.Idempotent}, offsets: caps.Offsets}
 }
 
 // partitions is a StreamCase.Config that declares n of them.
@@ -66,8 +69,27 @@ func sentEntries(rs []broker.Record) []StreamEntry {
 	return es
 }
 
-func receiptEntry(r *broker.Record, got broker.Receipt) StreamEntry {
-	return StreamEntry{Value: string(r.Value), Partition: got.Partition, Offset: got.Offset, HasOffset: true}
+func (r *streamRun) receiptEntry(rec *broker.Record, got broker.Receipt) StreamEntry {
+	return StreamEntry{Value: string(rec.Value), Partition: got.Partition, Offset: got.Offset, HasOffset: r.offsets}
+}
+
+// located returns the receipts with their offsets, which it looks up where
+// receipts have none.
+func (r *streamRun) located(rs []broker.Record, receipts []broker.Receipt) []broker.Receipt {
+	if r.offsets {
+		return receipts
+	}
+	at := map[string]*broker.Record{}
+	for _, rec := range r.readAll() {
+		at[string(rec.Value)] = rec
+	}
+	out := slices.Clone(receipts)
+	for i := range out {
+		if rec := at[string(rs[i].Value)]; rec != nil {
+			out[i].Offset = rec.Offset()
+		}
+	}
+	return out
 }
 
 // trySend publishes the records one by one through s and records what became
@@ -81,7 +103,7 @@ func (r *streamRun) trySend(ctx context.Context, s broker.Stream, who string, rs
 			r.hist.End(e, outcomeOf(err), nil)
 			return receipts, err
 		}
-		r.hist.End(e, OutcomeOK, []StreamEntry{receiptEntry(&rs[i], got)})
+		r.hist.End(e, OutcomeOK, []StreamEntry{r.receiptEntry(&rs[i], got)})
 		receipts = append(receipts, got)
 	}
 	return receipts, nil
@@ -107,7 +129,7 @@ func (r *streamRun) trySendBatch(ctx context.Context, s broker.Stream, who strin
 	for i := range rs {
 		switch o := outcomeOf(broker.ErrorAt(err, i)); o {
 		case OutcomeOK:
-			ok = append(ok, receiptEntry(&rs[i], got[i]))
+			ok = append(ok, r.receiptEntry(&rs[i], got[i]))
 		default:
 			j := r.hist.Begin(StreamEvent{Op: StreamSend, Who: who, Entries: sentEntries(rs[i : i+1])})
 			r.hist.End(j, o, nil)

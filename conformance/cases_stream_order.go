@@ -184,6 +184,18 @@ func streamReceipts(c *C, s broker.Stream) {
 	rs := r.make("receipt", 30, 6)
 	receipts := r.send("p", rs[:10]...)
 	receipts = append(receipts, r.sendBatch("p", rs[10:])...)
+	if !r.offsets {
+		where := map[string]int32{}
+		for i, got := range receipts {
+			where[string(rs[i].Value)] = got.Partition
+		}
+		for _, rec := range r.judge() {
+			if p := where[string(rec.Value)]; p != rec.Partition {
+				c.Errorf("%q is in partition %d, its receipt says %d", rec.Value, rec.Partition, p)
+			}
+		}
+		return
+	}
 	at := map[streamSlot]int{}
 	for i, got := range receipts {
 		slot := streamSlot{got.Partition, got.Offset}

@@ -25,7 +25,8 @@ func streamRetentionExpires(c *C, s broker.Stream) {
 	r := newStreamRun(c, s)
 	r.hist.Sparse = true
 	start := time.Now()
-	old := r.send("p", r.make("old", 5, 0)...)
+	rs := r.make("old", 5, 0)
+	old := r.located(rs, r.send("p", rs...))
 	n := len(r.readAll())
 	if age := time.Since(start); age < retention(c)-c.Harness().Tick && n != len(old) {
 		c.Errorf("%d of %d records are left after %v, the retention is %v", n, len(old), age, retention(c))
@@ -42,7 +43,8 @@ func streamRetentionExpires(c *C, s broker.Stream) {
 	if p := r.partition(0); p.First.Compare(last) <= 0 {
 		c.Errorf("the first offset is %v, and the record at %v is gone", p.First, last)
 	}
-	next := r.send("p", r.make("new", 1, 0)...)
+	rs = r.make("new", 1, 0)
+	next := r.located(rs, r.send("p", rs...))
 	if next[0].Offset.Compare(last) <= 0 {
 		c.Errorf("the next record got offset %v, an old one had %v", next[0].Offset, last)
 	}
@@ -63,7 +65,7 @@ func streamRetentionKeepsOffsets(c *C, s broker.Stream) {
 			rs[i].Value = append(append(rs[i].Value, ' '), padding...)
 			sent += rs[i].Size()
 		}
-		for i, got := range r.sendBatch("p", rs) {
+		for i, got := range r.located(rs, r.sendBatch("p", rs)) {
 			if len(at) == 0 {
 				first = got
 			}
@@ -140,7 +142,7 @@ func streamCompactionKeepsLatest(c *C, s broker.Stream) {
 	rs := r.make("compact", keys*rounds, keys)
 	at := map[streamSlot]string{}
 	last := map[string]string{}
-	for i, got := range r.sendBatch("p", rs) {
+	for i, got := range r.located(rs, r.sendBatch("p", rs)) {
 		at[streamSlot{got.Partition, got.Offset}] = string(rs[i].Value)
 		last[string(rs[i].Key)] = string(rs[i].Value)
 	}

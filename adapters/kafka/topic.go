@@ -117,6 +117,7 @@ func (t *topic) streamCapabilities() broker.StreamCapabilities {
 		Fencing:      true,
 		GroupReset:   true,
 		Growth:       true,
+		Offsets:      true,
 		MaxBytes:     max(0, t.maxBytes-recordOverhead),
 		Durable:      true,
 		Idempotent:   true,
