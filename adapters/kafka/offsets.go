@@ -127,6 +127,9 @@ type stored struct {
 // has nothing.
 func (s *Stream) storedOffsets(ctx context.Context, group string) (map[int32]stored, error) {
 	all, err := s.b.admin.FetchOffsetsForTopics(kadm.RequireStable(ctx), group, s.topic.name)
+	if errors.Is(err, kerr.GroupIDNotFound) { // nobody has joined it yet
+		return nil, nil
+	}
 	if err != nil {
 		return nil, bounded(ctx, authError(err))
 	}

@@ -239,16 +239,20 @@ func (q *Queue) consumer(ctx context.Context, opts *broker.ConsumerOptions) (*Co
 	if err := broker.ValidateConsumer(opts, &q.caps); err != nil {
 		return nil, err
 	}
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.closed {
-		return nil, broker.ErrClosed
-	}
 	c, err := newConsumer(q, opts)
 	if err != nil {
 		return nil, err
 	}
+	q.mu.Lock()
+	closed := q.closed
 	q.consumers[c] = struct{}{}
+	q.mu.Unlock()
+	if closed {
+		return nil, errors.Join(broker.ErrClosed, c.Close())
+	}
+	if err := c.joined(ctx); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
 	return c, nil
 }
 

@@ -37,8 +37,10 @@ type Consumer struct {
 	nodes    map[int32]*shareNode
 	parts    map[topicPartition]*sharePart
 	delayed  delayed
-	timer    *time.Timer // for what is due next
-	tick     *time.Timer // looks after what is held and not received
+	timer    *time.Timer   // for what is due next
+	idle     *time.Timer   // ends fetches that nobody waits for
+	ready    chan struct{} // closed with the first assignment
+	tick     *time.Timer   // looks after what is held and not received
 }
 
 type topicPartition struct {
@@ -75,7 +77,13 @@ type shareLock struct {
 
 const (
 	// unwantedAfter is how long what nobody receives is kept without Prefetch.
-	unwantedAfter = time.Second
+	unwantedAfter = 250 * time.Millisecond
+	// idleAfter is how long a fetch goes on that nobody waits for.
+	idleAfter = 20 * time.Millisecond
+	// heldWait is how long a fetch may wait while the consumer itself holds records.
+	heldWait = 250 * time.Millisecond
+	// joinWait is how long opening a consumer waits for its first assignment.
+	joinWait = 5 * time.Second
 	// handedWait is how long a fetch may wait while deliveries are open:
 	// settling them waits behind it.
 	handedWait = 25 * time.Millisecond
@@ -92,7 +100,7 @@ func newConsumer(q *Queue, o *broker.ConsumerOptions) (*Consumer, error) {
 	}
 	c := &Consumer{
 		q: q, client: client, prefetch: o.Prefetch, lease: o.Lease,
-		inbox: broker.NewInbox(nil),
+		inbox: broker.NewInbox(nil), ready: make(chan struct{}),
 		locks: map[uint64]*shareLock{}, nodes: map[int32]*shareNode{}, parts: map[topicPartition]*sharePart{},
 	}
 	if c.lease == 0 {
@@ -102,6 +110,8 @@ func newConsumer(q *Queue, o *broker.ConsumerOptions) (*Consumer, error) {
 	c.member = newShareMember(c)
 	c.timer = time.AfterFunc(time.Hour, c.moveDue)
 	c.timer.Stop()
+	c.idle = time.AfterFunc(time.Hour, c.stopIdle)
+	c.idle.Stop()
 	c.tick = time.AfterFunc(unwantedAfter, c.tend)
 	c.work.Go(func() { c.member.run(c.ctx) })
 	return c, nil
@@ -131,8 +141,11 @@ func (c *Consumer) want(n int) {
 	defer c.mu.Unlock()
 	c.wanted += n
 	c.since = time.Now()
-	if n > 0 {
+	switch {
+	case n > 0:
 		c.wakeAll()
+	case c.wanted == 0 && !c.closed:
+		c.idle.Reset(idleAfter)
 	}
 }
 
@@ -294,6 +307,11 @@ func (c *Consumer) forget(l *shareLock) {
 	}
 }
 
+// exhausted tells whether d was the last attempt.
+func (q *Queue) exhausted(d *broker.Delivery) bool {
+	return q.caps.MaxAttempts > 0 && d.Attempt >= q.caps.MaxAttempts && q.dead != ""
+}
+
 // leaseFrom returns when a lease that begins now ends. The broker's lock is
 // renewed for as long as it lasts, where the cluster can do that.
 func (c *Consumer) leaseFrom(now time.Time, lease time.Duration, l *shareLock) time.Time {
@@ -322,23 +340,32 @@ func (c *Consumer) tend() {
 	idle := now.Sub(c.since)
 	unwanted := c.wanted == 0 && (c.prefetch == 0 && idle > unwantedAfter || idle > c.q.lock)
 	next := tendMost
+	var out sorting
 	for _, l := range c.locks {
-		next = min(next, c.tendLock(l, now, unwanted))
+		next = min(next, c.tendLock(l, now, unwanted, &out))
+	}
+	if c.inbox.Ready() > 0 {
+		next = min(next, unwantedAfter)
 	}
 	c.tick.Reset(max(tendLeast, next))
 	c.mu.Unlock()
+	c.deal(&out)
 	if unwanted && c.inbox.Ready() > 0 {
 		c.giveBackReady()
 	}
 }
 
 // tendLock looks after one lock and returns when to look again. c.mu is held.
-func (c *Consumer) tendLock(l *shareLock, now time.Time, unwanted bool) time.Duration {
-	if l.handed {
+func (c *Consumer) tendLock(l *shareLock, now time.Time, unwanted bool, out *sorting) time.Duration {
+	if l.handed && !l.moving {
 		if left := l.d.LeaseExpires().Sub(now); left > 0 {
 			return min(left, c.renew(l, now))
 		}
-		if l.d.Lose() { // otherwise it is being settled
+		switch {
+		case !l.d.Lose(): // it is being settled, or given back already
+		case c.q.exhausted(&l.d):
+			out.move(l, c.q.deadLetter(&l.d.Message, "attempts exhausted", l.d.Attempt, l.time))
+		default:
 			c.enqueue(&ackOp{lock: l, kind: ackRelease})
 		}
 		return tendMost
@@ -411,6 +438,20 @@ func (c *Consumer) drain() {
 	c.draining = true
 }
 
+// joined waits until the group has taken the consumer in, so that its first
+// Receive begins at once; what goes wrong with that, Receive tells.
+func (c *Consumer) joined(ctx context.Context) error {
+	t := time.NewTimer(joinWait)
+	defer t.Stop()
+	select {
+	case <-c.ready:
+	case <-t.C:
+	case <-ctx.Done():
+		return broker.ContextError(ctx)
+	}
+	return nil
+}
+
 // Close gives back what is unsettled and leaves the group.
 func (c *Consumer) Close() error {
 	var err error
@@ -419,6 +460,7 @@ func (c *Consumer) Close() error {
 		c.closed = true
 		c.tick.Stop()
 		c.timer.Stop()
+		c.idle.Stop()
 		for _, l := range c.locks {
 			c.lose(l)
 		}

@@ -67,7 +67,7 @@ func (c *Consumer) plan(ctx context.Context, o *broker.Outcome) (*shareLock, int
 		out := c.q.deadLetter(&d.Message, v.Reason, d.Attempt, d.Time)
 		return l, ackReject, &out, nil
 	case broker.VerdictNack:
-		if c.q.caps.MaxAttempts > 0 && d.Attempt >= c.q.caps.MaxAttempts && !v.Snooze && c.q.dead != "" {
+		if c.q.exhausted(d) && !v.Snooze {
 			out := c.q.deadLetter(&d.Message, "attempts exhausted", d.Attempt, d.Time)
 			return l, ackReject, &out, nil
 		}

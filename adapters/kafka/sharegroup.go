@@ -189,6 +189,13 @@ func (c *Consumer) assign(ctx context.Context, assigned map[[16]byte][]int32, ch
 			part.node.assigned++
 		}
 	}
+	if len(wanted) > 0 {
+		select {
+		case <-c.ready:
+		default:
+			close(c.ready)
+		}
+	}
 	c.wakeAll()
 	return err
 }

@@ -29,6 +29,7 @@ type shareNode struct {
 	acks     []*ackOp                // to be sent
 	splits   [][]*ackOp              // refused together, to be tried in parts
 	backoff  time.Duration
+	cancel   context.CancelFunc // of the fetch under way
 }
 
 var (
@@ -88,6 +89,9 @@ func (n *shareNode) run(ctx context.Context) {
 
 // failed waits a moment after a failure.
 func (n *shareNode) failed(ctx context.Context, err error) {
+	if errors.Is(err, context.Canceled) {
+		return // stopIdle
+	}
 	err = classify(err)
 	n.c.log(slog.LevelWarn, "kafka: share session", "node", n.id, "error", err)
 	if isUnauthorized(err) || errors.Is(err, broker.ErrNotFound) {
