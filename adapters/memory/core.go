@@ -437,7 +437,7 @@ func (q *queue) recycle(e *entry) {
 func (q *queue) entry(m *broker.Message, at int64) *entry {
 	n := len(q.spare)
 	if n == 0 {
-		e := &entry{}
+		e := roomyEntry(len(m.Body))
 		e.set(m, at)
 		return e
 	}

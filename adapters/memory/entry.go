@@ -78,6 +78,21 @@ func (e *entry) set(m *broker.Message, at int64) {
 	}
 }
 
+// roomyEntry returns an empty entry with a buffer for a body of n bytes, in one
+// allocation if that is small.
+func roomyEntry(n int) *entry {
+	const small = 256
+	if n == 0 || n > small {
+		return &entry{}
+	}
+	e := &struct {
+		entry
+		room [small]byte
+	}{}
+	e.buf = e.room[:0]
+	return &e.entry
+}
+
 // newEntry returns an entry with copies of all that m has.
 func newEntry(m *broker.Message, at int64) *entry {
 	e := &entry{}

@@ -7,7 +7,7 @@ import (
 )
 
 // An idSource makes message IDs: UUIDs, version 7, as broker.NewID does, but
-// up to 16 with one allocation while many are made within a millisecond.
+// up to 32 with one allocation while many are made within a millisecond.
 type idSource struct{ blocks sync.Pool }
 
 type idBlock struct {
@@ -27,7 +27,7 @@ func (s *idSource) next(now int64) string {
 	ms := now / int64(time.Millisecond)
 	if b.ms != ms || b.text == "" {
 		if b.ms == ms {
-			b.size = min(2*b.size, 16)
+			b.size = min(2*b.size, 32)
 		} else {
 			b.size = max(b.size/2, 1)
 		}
@@ -40,7 +40,7 @@ func (s *idSource) next(now int64) string {
 }
 
 func (b *idBlock) fill(ms int64) {
-	var buf [16 * idLen]byte
+	var buf [32 * idLen]byte
 	for i := range b.size {
 		s := buf[i*idLen:][:idLen]
 		r, q := rand.Uint64(), rand.Uint64() //nolint:gosec // unique, not secret
