@@ -470,7 +470,7 @@ func (m *streamMember) close() { m.r.Must(m.closeErr(), "%s: leave the group", m
 
 func (m *streamMember) closeErr() (err error) {
 	m.closing.Do(func() {
-		e := m.r.hist.Begin(m.event(StreamLost, m.owned()))
+		e := m.r.hist.Begin(m.event(StreamLeave, nil))
 		err = m.consumer().Close()
 		m.r.hist.End(e, OutcomeOK, nil)
 	})

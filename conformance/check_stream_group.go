@@ -1,5 +1,10 @@
 package conformance
 
+import (
+	"maps"
+	"slices"
+)
+
 // checkOwners: a partition has one member of a group at a time, and nobody
 // reads or commits after it was taken away.
 func (c *streamCheck) checkOwners() {
@@ -21,24 +26,27 @@ func (c *streamCheck) checkOwners() {
 		}
 		return holds[k]
 	}
-	leaving := c.byStart(func(e *StreamEvent) bool { return e.Op == StreamLost })
+	leaving := c.byStart(func(e *StreamEvent) bool { return e.Op == StreamLost || e.Op == StreamLeave })
+	left := map[string]bool{}
 	for i := range c.events {
 		e := &c.events[i]
 		for ; len(leaving) > 0 && leaving[0].Start <= e.End; leaving = leaving[1:] {
-			for _, p := range leaving[0].Partitions {
-				if slot := (groupSlot{leaving[0].Group, p}); owner[slot] == leaving[0].Who {
-					delete(owner, slot) // others may take over while it leaves
-				}
-			}
+			l := leaving[0] // others may take over while it leaves
+			left[l.Who] = left[l.Who] || l.Op == StreamLeave
+			maps.DeleteFunc(owner, func(slot groupSlot, who string) bool {
+				return who == l.Who && (l.Op == StreamLeave || slices.Contains(l.Partitions, slot.partition))
+			})
 		}
 		switch e.Op {
 		case StreamAssign:
 			for _, p := range e.Partitions {
 				slot := groupSlot{e.Group, p}
-				if o := owner[slot]; o != "" && o != e.Who {
+				if o := owner[slot]; o != "" && o != e.Who && !left[e.Who] {
 					c.fail(NotOwned, "partition %d was assigned to %s while %s had it", p, e.Who, o)
 				}
-				owner[slot] = e.Who
+				if !left[e.Who] { // a callback may be late
+					owner[slot] = e.Who
+				}
 				*of(e.Who, p) = hold{known: true, mine: true}
 			}
 		case StreamRevoke, StreamLost:
@@ -47,6 +55,12 @@ func (c *streamCheck) checkOwners() {
 					delete(owner, slot)
 				}
 				*of(e.Who, p) = hold{known: true, ended: e.End}
+			}
+		case StreamLeave:
+			for k, h := range holds {
+				if k.who == e.Who {
+					*h = hold{known: true, ended: e.End}
+				}
 			}
 		case StreamPoll, StreamCommit:
 			if e.Group == "" || e.Outcome != OutcomeOK {

@@ -266,10 +266,23 @@ func TestCheckStream(t *testing.T) {
 		}, []string{NotOwned}},
 		{"others take over from one that leaves", func(s streamScript) {
 			s.group(StreamAssign, "m", 1)
-			i := s.Begin(StreamEvent{Op: StreamLost, Who: "m", Group: "g", Partitions: []int32{1}})
+			i := s.Begin(StreamEvent{Op: StreamLeave, Who: "m", Group: "g"})
 			s.group(StreamAssign, "n", 1)
 			s.End(i, OutcomeOK, nil)
 			s.group(StreamAssign, "o", 1)
+		}, []string{NotOwned}},
+		{"one that leaves is told late what it got", func(s streamScript) {
+			i := s.Begin(StreamEvent{Op: StreamLeave, Who: "m", Group: "g"})
+			s.group(StreamAssign, "m", 1)
+			s.group(StreamAssign, "n", 1)
+			s.End(i, OutcomeOK, nil)
+			s.poll("n")
+		}, nil},
+		{"read and commit after it left", func(s streamScript) {
+			sentAndRead(s)
+			s.group(StreamAssign, "m", 0)
+			s.group(StreamLeave, "m")
+			s.poll("m", abc[0])
 		}, []string{NotOwned}},
 		{"read after it was taken away", func(s streamScript) {
 			sentAndRead(s)

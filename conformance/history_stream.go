@@ -23,9 +23,11 @@ const (
 	// StreamRevoke: the partitions stopped being Who's; from Start to End it
 	// still might commit.
 	StreamRevoke
-	// StreamLost: Who is told that its partitions are gone, closed, or was
-	// killed; a zombie's events may come long after others took over.
+	// StreamLost: Who is told that its partitions are gone already.
 	StreamLost
+	// StreamLeave: Who left the group or was killed: with all its partitions,
+	// which others may have from Start on.
+	StreamLeave
 	// StreamSeek: Who moved its position in Partitions.
 	StreamSeek
 	// StreamProcess: Who finished the work of Entries.
