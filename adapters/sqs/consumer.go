@@ -126,7 +126,7 @@ func (c *Consumer) got(n int, ds []*broker.Delivery) {
 	}
 }
 
-// watchUnread sees to it that what nobody receives for a quarter of the lease
+// watchUnread sees to it that what nobody receives for an eighth of the lease
 // goes back to the queue, so that a program that stands still does not keep
 // messages from others. It costs them an attempt, as the lease's end would.
 func (c *Consumer) watchUnread() {
@@ -137,7 +137,7 @@ func (c *Consumer) watchUnread() {
 	}
 }
 
-func (c *Consumer) patience() time.Duration { return max(time.Second, c.lease/4) }
+func (c *Consumer) patience() time.Duration { return max(time.Second, c.lease/8) }
 
 func (c *Consumer) returnUnread() {
 	c.mu.Lock()

@@ -20,7 +20,9 @@ type faulty struct {
 	next  http.RoundTripper
 	every int
 	only  string // "": any fault, else just that one
+	skip  string // a fault that is left out
 	bites atomic.Int64
+	gone  *sync.Map // receipt handles that were deleted without an answer
 
 	mu   sync.Mutex
 	rng  *rand.Rand
@@ -28,7 +30,7 @@ type faulty struct {
 }
 
 func newFaulty(next http.RoundTripper, every int, seed uint64) *faulty {
-	return &faulty{next: next, every: every, rng: rand.New(rand.NewPCG(seed, seed))} //nolint:gosec // a test's choices
+	return &faulty{next: next, every: every, gone: new(sync.Map), rng: rand.New(rand.NewPCG(seed, seed))} //nolint:gosec // a test's choices
 }
 
 var faults = []string{"throttle", "cut", "5xx before", "5xx after", "lost answer", "entry", "duplicate", "reorder"}
@@ -42,7 +44,10 @@ func (f *faulty) choose() string {
 	if f.only != "" {
 		return f.only
 	}
-	return faults[f.rng.IntN(len(faults))]
+	if fault := faults[f.rng.IntN(len(faults))]; fault != f.skip {
+		return fault
+	}
+	return ""
 }
 
 func (f *faulty) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -60,6 +65,14 @@ func (f *faulty) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	fault := f.choose()
+	if op == "DeleteMessageBatch" {
+		for _, e := range in["Entries"].([]any) {
+			handle := e.(map[string]any)["ReceiptHandle"]
+			if fault == "5xx after" || fault == "lost answer" {
+				f.gone.Store(handle, true)
+			}
+		}
+	}
 	standard := !strings.HasSuffix(str(in["QueueUrl"]), fifoSuffix)
 	switch {
 	case fault == "throttle":
@@ -109,7 +122,33 @@ func (f *faulty) forward(r *http.Request, in map[string]any) (*http.Response, er
 		err = cerr
 	}
 	out.Body, out.ContentLength = io.NopCloser(bytes.NewReader(raw)), int64(len(raw))
+	if strings.HasSuffix(r.Header.Get("X-Amz-Target"), ".DeleteMessageBatch") && out.StatusCode == 200 && err == nil {
+		return f.deletedTwice(in, raw)
+	}
 	return out, err
+}
+
+// deletedTwice answers a second delete of a message as AWS does (it succeeds);
+// ElasticMQ refuses it.
+func (f *faulty) deletedTwice(in map[string]any, raw []byte) (*http.Response, error) {
+	handles := map[any]any{}
+	for _, e := range in["Entries"].([]any) {
+		entry := e.(map[string]any)
+		handles[entry["Id"]] = entry["ReceiptHandle"]
+	}
+	var body struct{ Successful, Failed []map[string]any }
+	if err := json.Unmarshal(raw, &body); err != nil {
+		return nil, err
+	}
+	var failed []map[string]any
+	for _, e := range body.Failed {
+		if _, ok := f.gone.Load(handles[e["Id"]]); ok {
+			body.Successful = append(body.Successful, map[string]any{"Id": e["Id"]})
+			continue
+		}
+		failed = append(failed, e)
+	}
+	return fakeResponse(200, map[string]any{"Successful": body.Successful, "Failed": failed}), nil
 }
 
 // refuseOne keeps one entry from the service and reports it as failed.
@@ -171,7 +210,7 @@ func (s *switched) RoundTrip(r *http.Request) (*http.Response, error) {
 	if f == nil {
 		return s.Transport.RoundTrip(r)
 	}
-	through := &faulty{next: s.Transport, every: f.every, only: f.only, rng: rand.New(rand.NewPCG(rand.Uint64(), 1))} //nolint:gosec // a test's choices
+	through := &faulty{next: s.Transport, every: f.every, only: f.only, skip: f.skip, gone: f.gone, rng: rand.New(rand.NewPCG(rand.Uint64(), 1))} //nolint:gosec // a test's choices
 	defer func() { f.bites.Add(through.bites.Load()) }()
 	return through.RoundTrip(r)
 }

@@ -17,8 +17,8 @@ import (
 // Options.MaxPollers; one that finds nothing ends, down to one. What they
 // fetch ahead is what the program takes in a quarter of a second, so that a slow
 // one's leases do not pass in a buffer; without a waiting Receive and without
-// such a rate nothing is asked for at all. What stays in the buffer for a
-// quarter of the lease while nobody receives goes back to the queue.
+// such a rate nothing is asked for at all. What stays in the buffer for an
+// eighth of the lease while nobody receives goes back to the queue.
 
 // startPoller starts one more. c.mu is held.
 func (c *Consumer) startPoller() {
