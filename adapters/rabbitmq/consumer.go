@@ -228,7 +228,10 @@ func (c *consumer) serve(s *session) error {
 				return err
 			}
 			return broker.ErrUnavailable
-		case <-s.cancelled:
+		case _, ok := <-s.cancelled:
+			if !ok { // closed with the channel
+				return broker.ErrUnavailable
+			}
 			return fmt.Errorf("%w: the broker ended the subscription", broker.ErrNotFound)
 		case <-c.poke:
 		case <-idle:
