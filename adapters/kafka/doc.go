@@ -1,7 +1,44 @@
 // Package kafka implements the streams and queues of package broker on Apache
-// Kafka, with franz-go.
+// Kafka, with franz-go:
 //
-// A [Stream] is a topic. Publishing is idempotent with acks=all; groups are
-// consumer groups (cooperative-sticky, or KIP-848 with
-// Options.ServerSideGroups).
+//	b, err := kafka.Open(ctx, &kafka.Options{Brokers: []string{"localhost:9092"}})
+//
+// # Streams
+//
+// A [Stream] is a topic. Publishing is idempotent with acks=all; a call whose
+// context ends while its record is on the way returns broker.ErrUnknownOutcome.
+// Groups are consumer groups (cooperative-sticky, or KIP-848 with
+// Options.ServerSideGroups). A commit names the generation that the member
+// believes in, so the broker refuses that of a former owner. A stored position
+// that retention has overtaken goes on at the oldest record. A commit of a
+// transaction becomes visible to readers a moment after it has returned.
+// Lag is exact within 1 MiB behind the commit, and an upper bound beyond.
+// Kafka's null header value becomes an empty one.
+//
+// # Queues
+//
+// A [Queue] is a topic consumed by the share group "queue-" + its name
+// (KIP-932), with a share session of the adapter's own: nothing is accepted
+// but by Ack. It needs Kafka 4.1, and 4.2 for leases that can be extended.
+// There is no order, no dedup and no priority.
+//
+//   - Every consumer fetches all partitions, whatever the group assigns, so
+//     that a slow one keeps nobody from a message.
+//   - A lease may have any length: the adapter renews the broker's lock while
+//     it lasts, and releases the record when it ends. A consumer that dies
+//     gives its records back as soon as its connection is gone, at the latest
+//     when the lock ends.
+//   - A delayed message waits in the topic name + ".retry" and is moved, once
+//     due, to the queue's topic: stored there before it is removed, so a crash
+//     in between delivers it twice. This takes a consumer that is open.
+//   - Reject and MaxAttempts write to the dead-letter queue, confirmed, before
+//     the record is removed. MaxAttempts and DeadLetter of DeclareQueue are kept
+//     in the compacted topic "queuestream.queues".
+//   - The broker drops a record that was acquired ten times (the group's
+//     share.delivery.count.limit) without an answer. The adapter replaces it by
+//     a copy before that; a handler that kills its process each time, or
+//     connections cut as often before the answer arrives, can still reach it.
+//   - Retention applies to queues too: what is not consumed in time expires.
+//     Set it with the option "retention.ms".
+//   - Purge deletes what consumers hold as well; QueueStats counts it as ready.
 package kafka

@@ -24,6 +24,7 @@ type Consumer struct {
 
 	ctx     context.Context //nolint:containedctx // the consumer's own life
 	cancel  context.CancelFunc
+	leave   context.CancelFunc // ends the membership
 	work    sync.WaitGroup
 	closing sync.Once
 
@@ -31,6 +32,7 @@ type Consumer struct {
 	closed   bool
 	draining bool
 	wanted   int       // by Receives that wait
+	deadline time.Time // of the last of them
 	since    time.Time // when the last of them ended
 	seq      uint64
 	locks    map[uint64]*shareLock // by token
@@ -38,7 +40,6 @@ type Consumer struct {
 	parts    map[topicPartition]*sharePart
 	delayed  delayed
 	timer    *time.Timer   // for what is due next
-	idle     *time.Timer   // ends fetches that nobody waits for
 	ready    chan struct{} // closed with the first assignment
 	tick     *time.Timer   // looks after what is held and not received
 }
@@ -78,8 +79,6 @@ type shareLock struct {
 const (
 	// unwantedAfter is how long what nobody receives is kept without Prefetch.
 	unwantedAfter = 250 * time.Millisecond
-	// idleAfter is how long a fetch goes on that nobody waits for.
-	idleAfter = 20 * time.Millisecond
 	// heldWait is how long a fetch may wait while the consumer itself holds records.
 	heldWait = 250 * time.Millisecond
 	// joinWait is how long opening a consumer waits for its first assignment.
@@ -87,7 +86,7 @@ const (
 	// handedWait is how long a fetch may wait while deliveries are open:
 	// settling them waits behind it.
 	handedWait = 25 * time.Millisecond
-	idleWait   = 5 * time.Second
+	idleWait   = 500 * time.Millisecond
 )
 
 func newConsumer(q *Queue, o *broker.ConsumerOptions) (*Consumer, error) {
@@ -108,12 +107,14 @@ func newConsumer(q *Queue, o *broker.ConsumerOptions) (*Consumer, error) {
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.member = newShareMember(c)
+	c.mu.Lock() // the timers run what waits for it
 	c.timer = time.AfterFunc(time.Hour, c.moveDue)
 	c.timer.Stop()
-	c.idle = time.AfterFunc(time.Hour, c.stopIdle)
-	c.idle.Stop()
 	c.tick = time.AfterFunc(unwantedAfter, c.tend)
-	c.work.Go(func() { c.member.run(c.ctx) })
+	c.mu.Unlock()
+	stay, leave := context.WithCancel(c.ctx)
+	c.leave = leave
+	c.work.Go(func() { c.member.run(stay) })
 	return c, nil
 }
 
@@ -123,8 +124,8 @@ func (c *Consumer) Name() string { return c.q.name }
 // Receive does what broker.Consumer promises.
 func (c *Consumer) Receive(ctx context.Context, max int) ([]*broker.Delivery, error) {
 	if max > 0 && ctx.Err() == nil {
-		c.want(max)
-		defer c.want(-max)
+		c.want(ctx, max)
+		defer c.want(ctx, -max)
 	}
 	ds, err := c.inbox.Receive(ctx, max)
 	if len(ds) > 0 {
@@ -136,16 +137,23 @@ func (c *Consumer) Receive(ctx context.Context, max int) ([]*broker.Delivery, er
 	return ds, fail("receive", c.q.name, err)
 }
 
-func (c *Consumer) want(n int) {
+func (c *Consumer) want(ctx context.Context, n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.wanted += n
 	c.since = time.Now()
-	switch {
-	case n > 0:
+	if c.wanted == 0 {
+		c.deadline = time.Time{}
+	}
+	if n > 0 {
+		until, ok := ctx.Deadline()
+		if !ok {
+			until = c.since.Add(broker.MaxDuration)
+		}
+		if until.After(c.deadline) {
+			c.deadline = until
+		}
 		c.wakeAll()
-	case c.wanted == 0 && !c.closed:
-		c.idle.Reset(idleAfter)
 	}
 }
 
@@ -460,20 +468,25 @@ func (c *Consumer) Close() error {
 		c.closed = true
 		c.tick.Stop()
 		c.timer.Stop()
-		c.idle.Stop()
 		for _, l := range c.locks {
 			c.lose(l)
 		}
 		for _, n := range c.nodes {
 			n.failAll(errGivenBack)
+			n.signal()
 		}
 		c.mu.Unlock()
 		c.inbox.Close(nil)
-		c.cancel()
+		c.leave()
+		// A fetch under way ends soon, and the session then in good order. If
+		// the broker does not answer, the connection goes.
+		cut := time.AfterFunc(closeTimeout/3, c.cancel)
 		err = fail("close", c.q.name, within(closeTimeout, func() {
 			c.work.Wait()
 			c.client.Close()
 		}))
+		cut.Stop()
+		c.cancel()
 		c.q.left(c)
 	})
 	return err

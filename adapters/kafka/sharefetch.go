@@ -73,7 +73,9 @@ func (n *shareNode) wait() time.Duration {
 	if n.handed > 0 {
 		return handedWait
 	}
-	wait := idleWait
+	// A fetch cannot be called off: the broker would acquire for it all the
+	// same. So it ends with the last Receive that waits, if that can be known.
+	wait := min(idleWait, max(time.Millisecond, time.Until(n.c.deadline)))
 	for _, l := range n.c.locks {
 		if l.node == n {
 			wait = min(wait, n.c.q.lock/4, heldWait)
@@ -83,38 +85,9 @@ func (n *shareNode) wait() time.Duration {
 	return wait
 }
 
-func (n *shareNode) setCancel(cancel context.CancelFunc) {
-	n.c.mu.Lock()
-	defer n.c.mu.Unlock()
-	n.cancel = cancel
-}
-
-// stopIdle ends the fetches that nobody waits for any more, where nothing is
-// held: the connection goes with a fetch, and gives back what it has acquired.
-func (c *Consumer) stopIdle() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.wanted > 0 || c.prefetch > 0 {
-		return
-	}
-	holding := map[*shareNode]bool{}
-	for _, l := range c.locks {
-		holding[l.node] = true
-	}
-	for _, n := range c.nodes {
-		if n.cancel != nil && !holding[n] {
-			n.cancel()
-		}
-	}
-}
-
 // fetch asks for records and hands on what came.
 func (n *shareNode) fetch(ctx context.Context, req *kmsg.ShareFetchRequest) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	n.setCancel(cancel)
 	kresp, err := n.request(ctx, req)
-	n.setCancel(nil)
 	if err != nil {
 		return err
 	}

@@ -29,7 +29,6 @@ type shareNode struct {
 	acks     []*ackOp                // to be sent
 	splits   [][]*ackOp              // refused together, to be tried in parts
 	backoff  time.Duration
-	cancel   context.CancelFunc // of the fetch under way
 }
 
 var (
@@ -48,10 +47,16 @@ func (n *shareNode) signal() {
 	}
 }
 
-// run works until ctx ends: acknowledgements first, then fetches.
+// run works until the consumer is closed: acknowledgements first, then
+// fetches. ctx ends it without waiting for what is under way.
 func (n *shareNode) run(ctx context.Context) {
 	for {
 		n.c.mu.Lock()
+		if n.c.closed {
+			n.c.mu.Unlock()
+			n.close()
+			return
+		}
 		ops := n.takeAcks()
 		fetch := (*kmsg.ShareFetchRequest)(nil)
 		if ops == nil {
@@ -69,14 +74,10 @@ func (n *shareNode) run(ctx context.Context) {
 			case <-n.wake:
 				continue
 			case <-ctx.Done():
-				n.close()
 				return
 			}
 		}
 		if ctx.Err() != nil {
-			if err == nil {
-				n.close()
-			}
 			return
 		}
 		if err != nil {
@@ -89,9 +90,6 @@ func (n *shareNode) run(ctx context.Context) {
 
 // failed waits a moment after a failure.
 func (n *shareNode) failed(ctx context.Context, err error) {
-	if errors.Is(err, context.Canceled) {
-		return // stopIdle
-	}
 	err = classify(err)
 	n.c.log(slog.LevelWarn, "kafka: share session", "node", n.id, "error", err)
 	if isUnauthorized(err) || errors.Is(err, broker.ErrNotFound) {
