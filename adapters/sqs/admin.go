@@ -126,7 +126,7 @@ func (b *Broker) Peek(ctx context.Context, queue string, max int) ([]broker.Mess
 				r := decode(&ms[i], b.o.UnwrapSNS)
 				origin(&r, t.name)
 				out = append(out, r.Message)
-				items = append(items, settlement{receipt: aws.ToString(ms[i].ReceiptHandle)})
+				items = append(items, settlement{receipt: aws.ToString(ms[i].ReceiptHandle), release: true})
 				leases = append(leases, until)
 			}
 		}

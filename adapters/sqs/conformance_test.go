@@ -118,6 +118,11 @@ func TestConformanceFaulty(t *testing.T) {
 			h, injected := harness("SQS "+name+" queue with faults", realEndpoint(t, "sqs"))
 			h.Only = []string{"1", "2", "9", "11", "14", "32"}
 			h.Faults = nil
+			if name == "standard" { // no dedup: a publish whose answer is lost is stored twice
+				for _, id := range []int{1, 2, 11} {
+					h.Expected[id] = "a publish repeated after a lost answer stores a second copy, which another consumer may hold"
+				}
+			}
 			f := newFaulty(nil, 10, 1)
 			f.skip = "duplicate" // which the suite would rightly call two holders
 			injected.Store(f)

@@ -256,7 +256,7 @@ func (c *Consumer) disown(ds []*broker.Delivery) []settlement {
 			continue
 		}
 		if d.Lose() {
-			items = append(items, settlement{receipt: h.receipt})
+			items = append(items, settlement{receipt: h.receipt, release: true})
 			c.release(d.Token())
 		} else if d.Settled() {
 			c.release(d.Token())

@@ -145,7 +145,7 @@ func (m *mover) batch(ctx context.Context, ms []types.Message) (stay []settlemen
 	until := time.Now().Add(peekLease)
 	cs, ws := map[*moveEnd][]copied{}, map[*moveEnd][]wire{}
 	refuse := func(id, receipt string, err error) {
-		stay = append(stay, settlement{receipt: receipt})
+		stay = append(stay, settlement{receipt: receipt, release: true})
 		failed = errors.Join(failed, fmt.Errorf("message %s: %w", id, err))
 	}
 	for i := range ms {

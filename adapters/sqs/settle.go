@@ -3,6 +3,7 @@ package sqs
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	awssqs "github.com/aws/aws-sdk-go-v2/service/sqs"
@@ -15,6 +16,9 @@ import (
 type settlement struct {
 	receipt string
 	seconds int32
+	// release: the message is given away. Done twice, it could take the message
+	// from the next holder, so it is not tried again once it may have been done.
+	release bool
 }
 
 type none = struct{}
@@ -99,28 +103,8 @@ func lost(f *failure) *failure {
 	return f
 }
 
-// one carries out one settlement, again until ctx or the lease ends.
-func (s *settler) one(ctx context.Context, to *settleBatcher, item settlement, lease time.Time) error {
-	for try := 1; ; try++ {
-		_, err := to.Do(ctx, item)
-		f, ok := errors.AsType[*failure](err)
-		if !ok {
-			return err
-		}
-		if !f.retry {
-			return f.cause()
-		}
-		wait := backoff(try)
-		if !time.Now().Add(wait).Before(lease) {
-			return f.cause()
-		}
-		if !pause(ctx, wait) {
-			return gaveUp(ctx, f, f.maybe)
-		}
-	}
-}
-
-// many does the same for several; errs[i] is set for items[i].
+// many carries out settlements, those that fail for a passing reason again
+// until ctx or their lease ends, and returns an error for each.
 func (s *settler) many(ctx context.Context, to *settleBatcher, items []settlement, leases []time.Time) []error {
 	errs := make([]error, len(items))
 	index := make([]int, len(items))
@@ -140,7 +124,9 @@ func (s *settler) many(ctx context.Context, to *settleBatcher, items []settlemen
 				continue
 			}
 			errs[i] = f.cause()
-			if f.retry && time.Now().Add(wait).Before(leases[i]) {
+			if items[j].release && f.maybe {
+				errs[i] = fmt.Errorf("%w: %w: it returns when the lease ends, if not before", broker.ErrLeaseLost, f.err)
+			} else if f.retry && time.Now().Add(wait).Before(leases[i]) {
 				again, at, worst = append(again, items[j]), append(at, i), f
 			}
 		}

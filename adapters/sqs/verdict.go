@@ -56,9 +56,9 @@ type plan struct {
 	copies []copied
 }
 
-func (p *plan) add(i int, h *hold, sec int32) {
+func (p *plan) add(i int, h *hold, sec int32, release bool) {
 	p.at = append(p.at, i)
-	p.items = append(p.items, settlement{receipt: h.receipt, seconds: sec})
+	p.items = append(p.items, settlement{receipt: h.receipt, seconds: sec, release: release})
 	p.leases = append(p.leases, h.d.LeaseExpires())
 }
 
@@ -81,7 +81,7 @@ func (c *Consumer) plan(o *broker.Outcome, i int, deletes, changes, moves *plan)
 	left := maxLease - time.Since(h.since) // SQS counts 12 h from the receive
 	switch v.Kind {
 	case broker.VerdictAck:
-		deletes.add(i, &h, 0)
+		deletes.add(i, &h, 0, false)
 	case broker.VerdictExtend:
 		lease := v.Lease
 		if lease == 0 {
@@ -91,18 +91,18 @@ func (c *Consumer) plan(o *broker.Outcome, i int, deletes, changes, moves *plan)
 			return broker.Unsupported("extend by %v: SQS holds a message for %v in all, of which %v are left",
 				lease, maxLease, max(0, left.Truncate(time.Second)))
 		}
-		changes.add(i, &h, seconds(lease))
+		changes.add(i, &h, seconds(lease), false)
 	case broker.VerdictReject:
-		moves.add(i, &h, 0)
+		moves.add(i, &h, 0, false)
 		moves.copies = append(moves.copies, c.copyOf(&h, v.Reason))
 	case broker.VerdictNack:
 		limit := c.q.caps.MaxAttempts
 		switch {
 		case limit > 0 && d.Attempt >= limit && c.q.dead != nil:
-			moves.add(i, &h, 0)
+			moves.add(i, &h, 0, false)
 			moves.copies = append(moves.copies, c.copyOf(&h, spentReason(d.Attempt)))
 		case v.Delay <= left:
-			changes.add(i, &h, seconds(v.Delay))
+			changes.add(i, &h, seconds(v.Delay), true)
 		case c.q.t.fifo:
 			return broker.Unsupported("nack with a delay of %v: SQS holds a message for %v in all, of which %v are left",
 				v.Delay, maxLease, max(0, left.Truncate(time.Second)))
@@ -110,7 +110,7 @@ func (c *Consumer) plan(o *broker.Outcome, i int, deletes, changes, moves *plan)
 			cp := c.copyOf(&h, "")
 			cp.r.due = time.Now().Add(v.Delay)
 			cp.r.attempt++ // the next delivery's, from which the copy's own first is taken off
-			moves.add(i, &h, 0)
+			moves.add(i, &h, 0, false)
 			moves.copies = append(moves.copies, cp)
 		}
 	}
@@ -152,7 +152,7 @@ func (c *Consumer) move(ctx context.Context, batch []broker.Outcome, p *plan) {
 			c.q.b.log.WarnContext(ctx, "sqs: dead-lettering failed; giving the message back instead",
 				"queue", c.q.t.name, "id", o.Delivery.ID, "error", o.Err)
 			nacked.at = append(nacked.at, i)
-			nacked.items = append(nacked.items, settlement{dead.copies[j].receipt, seconds(o.Verdict.Delay)})
+			nacked.items = append(nacked.items, settlement{dead.copies[j].receipt, seconds(o.Verdict.Delay), true})
 			nacked.leases = append(nacked.leases, dead.copies[j].until)
 		}
 	}
