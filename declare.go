@@ -39,7 +39,7 @@ func redactURL(raw string) string {
 }
 
 // DeclareQueue declares a queue and opens it. With MaxAttempts and without
-// DeadLetter it also declares the dead-letter queue, named name+".dead".
+// DeadLetter it also declares the dead-letter queue, named name+"-dead".
 // Ordered picks what the broker needs: on SQS the names get the suffix ".fifo"
 // if they lack it, and the Queue's Name tells.
 func DeclareQueue(ctx context.Context, b Broker, name string, cfg QueueConfig) (Queue, error) {
@@ -74,12 +74,12 @@ type QueueNamer interface {
 }
 
 // DeadLetterName returns what DeclareQueue calls the dead-letter queue of a
-// queue: name+".dead", with SQS's suffix ".fifo" kept at the end, where it
+// queue: name+"-dead", with SQS's suffix ".fifo" kept at the end, where it
 // must be.
 func DeadLetterName(queue string) string {
 	const fifo = ".fifo"
 	if base, ok := strings.CutSuffix(queue, fifo); ok {
-		return base + ".dead" + fifo
+		return base + "-dead" + fifo
 	}
-	return queue + ".dead"
+	return queue + "-dead"
 }
