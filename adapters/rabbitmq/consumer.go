@@ -47,6 +47,7 @@ type session struct {
 	acks *acks
 	tags []string // of the subscriptions; nil: none
 
+	rpc       sync.Mutex       // one call at a time: answers carry no number
 	fetches   sync.WaitGroup   // of the subscriptions
 	closed    chan *amqp.Error // by the broker, or with its connection
 	cancelled chan string      // the broker ended a subscription: its queue is gone
@@ -117,7 +118,7 @@ func (q *Queue) forget(c *consumer) {
 // run keeps a session alive until Close.
 func (c *consumer) run(s *session) {
 	defer close(c.done)
-	defer c.fetches.Wait()
+	defer c.waitFetches()
 	backoff := c.q.b.o.MinBackoff
 	for s != nil || c.ctx.Err() == nil { // a session is ended also when Close came first
 		if s == nil {
@@ -146,6 +147,15 @@ func (c *consumer) run(s *session) {
 			backoff = min(2*backoff, c.q.b.o.MaxBackoff)
 		}
 	}
+}
+
+// waitFetches waits for the goroutines of the subscriptions. Where the network
+// stalls they end later, with the connection.
+func (c *consumer) waitFetches() {
+	ctx, cancel := context.WithTimeout(context.Background(), c.q.b.o.CloseTimeout)
+	defer cancel()
+	// It can only time out.
+	_, _ = call(ctx, func() (struct{}, error) { c.fetches.Wait(); return struct{}{}, nil }, nil)
 }
 
 // errIdle ends a session of which the inbox keeps deliveries that nobody waits
@@ -255,8 +265,13 @@ func (c *consumer) serve(s *session) error {
 }
 
 func (c *consumer) subscribe(s *session) error {
+	s.rpc.Lock()
+	defer s.rpc.Unlock()
 	var tags []string
 	for i, queue := range c.q.info.queues() {
+		if err := broker.ContextError(c.ctx); err != nil {
+			return err
+		}
 		var args amqp.Table
 		if len(c.priority) > 0 {
 			args = amqp.Table{"x-priority": c.priority[i]}
@@ -289,6 +304,8 @@ func (c *consumer) unsubscribe(s *session, drain bool) error {
 		return nil
 	}
 	_, err := call(c.ctx, func() (struct{}, error) {
+		s.rpc.Lock()
+		defer s.rpc.Unlock()
 		for _, t := range s.tags {
 			if err := s.ch.Cancel(t, false); err != nil {
 				return struct{}{}, err
@@ -316,6 +333,8 @@ func (c *consumer) end(s *session) {
 		// acknowledgement may overtake it there: the message came again (seen on
 		// 4.0.5 with quorum queues).
 		_, err := call(ctx, func() (struct{}, error) {
+			s.rpc.Lock() // a call that was given up may still wait for its answer
+			defer s.rpc.Unlock()
 			for _, t := range s.tags {
 				if err := s.ch.Cancel(t, false); err != nil {
 					return struct{}{}, err
