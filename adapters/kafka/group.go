@@ -255,7 +255,8 @@ func (c *GroupConsumer) fetchError(fetches kgo.Fetches) error {
 	return out
 }
 
-// checkTopic tells a topic that is gone, and follows one that was created again.
+// checkTopic tells a topic that is gone. One that was created again under the
+// same name needs a new consumer: the client reads the first one alone.
 func (c *GroupConsumer) checkTopic(ctx context.Context) error {
 	name := c.s.topic.name
 	ctx, cancel := context.WithTimeout(ctx, idleCheck)
