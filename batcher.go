@@ -111,7 +111,7 @@ func NewBatcher[T, R any](o BatcherOptions[T, R]) *Batcher[T, R] {
 	}
 	b := &Batcher[T, R]{o: o, keys: map[string]*batchKey[T, R]{}}
 	b.calls.New = func() any { return &batchCall[T, R]{done: make(chan struct{}, 1)} }
-	b.ctx, b.cancel = context.WithCancel(context.Background())
+	b.ctx, b.cancel = context.WithCancel(context.Background()) //nolint:gosec // Close cancels it
 	return b
 }
 

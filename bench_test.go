@@ -146,16 +146,15 @@ func TestWorkerSettlesALoneMessageAtOnce(t *testing.T) {
 // endlessStream makes records up.
 type endlessStream struct {
 	broker.Stream
-	keys      int
-	total     int64
-	given     int64
-	parts     []*broker.Assignment
-	committed atomic.Int64
-	all       chan struct{}
-	paused    sync.Map
-	wake      chan struct{}
-	key       [][]byte
-	value     []byte
+	keys   int
+	total  int64
+	given  int64
+	parts  []*broker.Assignment
+	all    chan struct{}
+	paused sync.Map
+	wake   chan struct{}
+	key    [][]byte
+	value  []byte
 }
 
 func newEndlessStream(total, partitions, keys int) *endlessStream {

@@ -96,11 +96,8 @@ func TestOffsetOrder(t *testing.T) {
 		}
 		a, oa := draw("a")
 		b, ob := draw("b")
-		want := 0
-		switch {
-		case len(a) != len(b):
-			want = len(a) - len(b)
-		default:
+		want := len(a) - len(b)
+		if want == 0 {
 			want = strings.Compare(a, b)
 		}
 		if got := oa.Compare(ob); got*want < 0 || (got == 0) != (want == 0) {
@@ -169,7 +166,7 @@ func TestErrors(t *testing.T) {
 	if broker.IsTemporary(cause) || !broker.IsTemporary(broker.ErrUnavailable) {
 		t.Error("IsTemporary")
 	}
-	if broker.UnknownOutcome(nil) != nil || broker.UnknownOutcome(err) != err {
+	if broker.UnknownOutcome(nil) != nil || broker.UnknownOutcome(err) != err { //nolint:errorlint // the same value, not one that wraps it
 		t.Error("UnknownOutcome wraps twice")
 	}
 	if err := broker.NewBatchError([]error{nil, nil}); err != nil {
@@ -182,7 +179,7 @@ func TestErrors(t *testing.T) {
 	if (&broker.BatchError{}).Error() == "" {
 		t.Error("an empty batch error")
 	}
-	if broker.ErrorAt(batch, 0) != nil || broker.ErrorAt(batch, 1) != cause || broker.ErrorAt(batch, 9) != nil || broker.ErrorAt(cause, 3) != cause {
+	if broker.ErrorAt(batch, 0) != nil || broker.ErrorAt(batch, 1) != cause || broker.ErrorAt(batch, 9) != nil || broker.ErrorAt(cause, 3) != cause { //nolint:errorlint // the same values
 		t.Error("ErrorAt")
 	}
 	ctx, cancel := context.WithCancelCause(t.Context())

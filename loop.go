@@ -91,7 +91,7 @@ func (l *loop) fetchContext(ctx context.Context) context.Context {
 		l.mu.Lock()
 		if !l.paused {
 			if l.fetch == nil {
-				l.fetch, l.stop = context.WithCancel(ctx)
+				l.fetch, l.stop = context.WithCancel(ctx) //nolint:fatcontext // kept over the iterations, made once a pause
 			}
 			c := l.fetch
 			l.mu.Unlock()

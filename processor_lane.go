@@ -156,7 +156,7 @@ func (r *processorRun) handleBatch(tasks []*task, results []taskResult) {
 			todo = append(todo, t)
 		}
 		if t.part != tasks[0].part { // the loss of one partition does not end the others' work
-			ctx = r.base
+			ctx = r.base //nolint:fatcontext // another context, not one inside the other
 		}
 	}
 	var err error

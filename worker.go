@@ -214,8 +214,6 @@ type workerRun struct {
 	idle  int           // lanes without work; negative: work waits for lanes
 	freed chan struct{} // a token when idle has grown
 	took  atomic.Int64  // moving average of a handler's ns
-
-	cannotReject sync.Once
 }
 
 func newWorkerRun(ctx context.Context, w *Worker) *workerRun {

@@ -15,7 +15,7 @@ import (
 )
 
 // A Problem is one mistake in a configuration.
-type Problem struct {
+type Problem struct { //nolint:errname // part of a ConfigError
 	File    string // as given to Load
 	Line    int    // 0: the field is absent
 	Field   string // routes[0].poison.policy

@@ -80,7 +80,7 @@ func attemptCount(c *C, q broker.Queue) {
 		d = next(k, 3, "after a snooze, which costs no attempt")
 	}
 	c.Nack(d, 0)
-	d = next(k, 4, "after three nacks")
+	next(k, 4, "after three nacks")
 	c.Must(k.Close(), "close the holder")
 	k = c.Consumer(q, nil)
 	d = next(k, 5, "after its holder was closed")

@@ -145,7 +145,7 @@ func leaseExpires(c *C, q broker.Queue) {
 	if ds == nil {
 		c.Fatalf("nothing was delivered %v after the lease had ended", c.h.Soon)
 	}
-	if early := ends.Sub(time.Now()); early > c.h.Tick {
+	if early := time.Until(ends); early > c.h.Tick {
 		c.Errorf("the message was delivered again %v before its lease ended", early)
 	}
 	c.Note("late", "%v", time.Since(ends).Round(time.Millisecond))

@@ -352,8 +352,9 @@ func streamPartitionGrowth(c *C, s broker.Stream) {
 		rs := r.pinned("grown", 10, p)
 		values = append(values, sentValues(rs)...)
 		ctx, cancel := c.Soon()
-		for err := error(nil); ; { // the client may learn of the partition a moment later
-			if _, err = r.trySend(ctx, s, "p", rs[0]); err == nil {
+		for { // the client may learn of the partition a moment later
+			_, err := r.trySend(ctx, s, "p", rs[0])
+			if err == nil {
 				break
 			} else if ctx.Err() != nil {
 				c.Fatalf("publish to partition %d, which was added: %v", p, err)

@@ -362,7 +362,8 @@ func streamNoLeaks(c *C, s broker.Stream) {
 		r.sendTo(other, r.make("leak", 50, 0)...)
 		ctx, cancel := c.Soon()
 		defer cancel()
-		for range other.Read(ctx, broker.Range{}) {
+		for _, err := range other.Read(ctx, broker.Range{}) {
+			c.Must(err, "read")
 			break
 		}
 		opts := &broker.GroupOptions{OnAssigned: func([]int32) {}, OnRevoked: func(context.Context, []int32) {}, OnLost: func([]int32) {}}

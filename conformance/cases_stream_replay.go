@@ -247,7 +247,8 @@ func streamReplayIdentical(c *C, s broker.Stream) {
 			break
 		}
 	}
-	for range s.Read(ctx, broker.Range{}) {
+	for _, err := range s.Read(ctx, broker.Range{}) {
+		c.Must(err, "read and break")
 		break
 	}
 	r.judge()

@@ -17,15 +17,3 @@ func (c *counter) add(key string) int {
 	c.n[key]++
 	return c.n[key]
 }
-
-func (c *counter) get(key string) int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.n[key]
-}
-
-func (c *counter) len() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return len(c.n)
-}

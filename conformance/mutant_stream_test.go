@@ -234,7 +234,6 @@ type mutantMember struct {
 	opts  broker.GroupOptions
 
 	mu    sync.Mutex
-	n     int
 	at    map[int32]broker.Offset // last received
 	taken map[int32]broker.Position
 	stash []*broker.Record
