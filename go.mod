@@ -3,36 +3,40 @@ module github.com/queuestream/broker
 go 1.26.0
 
 require (
-	github.com/Shopify/toxiproxy/v2 v2.12.0
-	github.com/alecthomas/kong v1.17.0
-	github.com/anishathalye/porcupine v1.3.1
-	github.com/aws/aws-sdk-go-v2 v1.47.7
-	github.com/aws/aws-sdk-go-v2/config v1.33.15
-	github.com/aws/aws-sdk-go-v2/credentials v1.20.15
-	github.com/aws/aws-sdk-go-v2/service/s3 v1.114.8
-	github.com/aws/aws-sdk-go-v2/service/sns v1.47.9
-	github.com/aws/aws-sdk-go-v2/service/sqs v1.52.10
-	github.com/aws/aws-sdk-go-v2/service/sts v1.51.8
-	github.com/aws/smithy-go v1.28.8
-	github.com/expr-lang/expr v1.17.8
-	github.com/prometheus/client_golang v1.25.0
-	github.com/rabbitmq/amqp091-go v1.16.0
-	github.com/rabbitmq/rabbitmq-stream-go-client v1.8.3
-	github.com/testcontainers/testcontainers-go v0.45.0
-	github.com/twmb/franz-go v1.22.2
-	github.com/twmb/franz-go/pkg/kadm v1.19.0
-	github.com/twmb/franz-go/pkg/kfake v0.0.0-20260918054303-01f206a7e32c
-	github.com/twmb/franz-go/pkg/kmsg v1.15.0
-	go.opentelemetry.io/otel v1.47.0
-	go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp v1.47.0
-	go.opentelemetry.io/otel/sdk v1.47.0
-	go.opentelemetry.io/otel/trace v1.47.0
-	go.uber.org/goleak v1.3.0
-	go.yaml.in/yaml/v3 v3.0.5
-	golang.org/x/sync v0.24.0
-	golang.org/x/time v0.16.0
-	google.golang.org/protobuf v1.36.12
-	pgregory.net/rapid v1.3.0
+	github.com/Shopify/toxiproxy/v2 v2.12.0 // tests: faults on the network, in process
+	github.com/alecthomas/kong v1.17.0 // cmd/bridge: the command line
+	github.com/aws/aws-sdk-go-v2 v1.47.7 // adapters/sqs: the client
+	github.com/aws/aws-sdk-go-v2/config v1.33.15 // adapters/sqs: the default configuration chain
+	github.com/aws/aws-sdk-go-v2/credentials v1.20.15 // adapters/sqs: roles and static keys
+	github.com/aws/aws-sdk-go-v2/service/s3 v1.114.8 // bridge/blob/s3: claim checks
+	github.com/aws/aws-sdk-go-v2/service/sns v1.47.9 // adapters/sqs: exchanges
+	github.com/aws/aws-sdk-go-v2/service/sqs v1.52.10 // adapters/sqs: the client
+	github.com/aws/aws-sdk-go-v2/service/sts v1.51.8 // adapters/sqs: roles, and the account of SNS topics
+	github.com/aws/smithy-go v1.28.8 // adapters/sqs: error codes
+	github.com/containerd/errdefs v1.0.0 // conformance/containers: errors of the engine
+	github.com/expr-lang/expr v1.17.8 // bridge: filters and mappings
+	github.com/moby/moby/api v1.56.1 // conformance/containers: pause and kill
+	github.com/moby/moby/client v0.6.2 // conformance/containers: pause and kill
+	github.com/prometheus/client_golang v1.25.0 // cmd/bridge: /metrics
+	github.com/rabbitmq/amqp091-go v1.16.0 // adapters/rabbitmq: the client
+	github.com/rabbitmq/rabbitmq-stream-go-client v1.8.3 // adapters/rabbitmq: streams
+	github.com/rs/zerolog v1.33.0 // tests: silences toxiproxy
+	github.com/spaolacci/murmur3 v1.1.0 // adapters/rabbitmq: the hash of super streams, as other clients have it
+	github.com/testcontainers/testcontainers-go v0.45.0 // conformance/containers: starts the brokers
+	github.com/twmb/franz-go v1.22.2 // adapters/kafka: the client
+	github.com/twmb/franz-go/pkg/kadm v1.19.0 // adapters/kafka: administration
+	github.com/twmb/franz-go/pkg/kfake v0.0.0-20260918054303-01f206a7e32c // tests: Kafka in process
+	github.com/twmb/franz-go/pkg/kmsg v1.15.0 // adapters/kafka: share groups and transactions, by request
+	go.opentelemetry.io/otel v1.47.0 // cmd/bridge: traces
+	go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp v1.47.0 // cmd/bridge: where traces go
+	go.opentelemetry.io/otel/sdk v1.47.0 // cmd/bridge: traces
+	go.opentelemetry.io/otel/trace v1.47.0 // cmd/bridge: traces
+	go.uber.org/goleak v1.3.0 // tests: no goroutine survives
+	go.yaml.in/yaml/v3 v3.0.5 // bridge: configuration with lines
+	golang.org/x/sync v0.24.0 // tests and benchmarks of concurrency
+	golang.org/x/time v0.16.0 // Worker.RateLimit
+	google.golang.org/protobuf v1.36.12 // codec/protobuf
+	pgregory.net/rapid v1.3.0 // tests: models
 )
 
 require (
@@ -55,7 +59,6 @@ require (
 	github.com/cenkalti/backoff/v4 v4.3.0 // indirect
 	github.com/cenkalti/backoff/v5 v5.0.3 // indirect
 	github.com/cespare/xxhash/v2 v2.3.0 // indirect
-	github.com/containerd/errdefs v1.0.0 // indirect
 	github.com/containerd/errdefs/pkg v0.3.0 // indirect
 	github.com/containerd/log v0.1.0 // indirect
 	github.com/containerd/platforms v0.2.1 // indirect
@@ -74,15 +77,12 @@ require (
 	github.com/grpc-ecosystem/grpc-gateway/v2 v2.30.0 // indirect
 	github.com/klauspost/compress v1.20.3 // indirect
 	github.com/kr/text v0.2.0 // indirect
-	github.com/kylelemons/godebug v1.1.0 // indirect
 	github.com/lufia/plan9stats v0.0.0-20260330125221-c963978e514e // indirect
 	github.com/magiconair/properties v1.18.12 // indirect
 	github.com/mattn/go-colorable v0.1.13 // indirect
 	github.com/mattn/go-isatty v0.0.20 // indirect
 	github.com/moby/docker-image-spec v1.3.1 // indirect
 	github.com/moby/go-archive v0.3.3 // indirect
-	github.com/moby/moby/api v1.56.1 // indirect
-	github.com/moby/moby/client v0.6.2 // indirect
 	github.com/moby/patternmatcher v0.6.1 // indirect
 	github.com/moby/sys/sequential v0.7.0 // indirect
 	github.com/moby/sys/user v0.4.1 // indirect
@@ -99,10 +99,8 @@ require (
 	github.com/prometheus/common v0.72.0 // indirect
 	github.com/prometheus/procfs v0.22.0 // indirect
 	github.com/rs/xid v1.5.0 // indirect
-	github.com/rs/zerolog v1.33.0 // indirect
 	github.com/shirou/gopsutil/v4 v4.26.6 // indirect
 	github.com/sirupsen/logrus v1.9.4 // indirect
-	github.com/spaolacci/murmur3 v1.1.0 // indirect
 	github.com/stretchr/testify v1.12.1 // indirect
 	github.com/tklauser/go-sysconf v0.4.0 // indirect
 	github.com/tklauser/numcpus v0.12.0 // indirect
