@@ -123,6 +123,12 @@ func TestConformanceFaulty(t *testing.T) {
 					h.Expected[id] = "a publish repeated after a lost answer stores a second copy, which another consumer may hold"
 				}
 			}
+			// A release that may have been carried out is not repeated, since it
+			// could take the message from its next holder: the message returns
+			// when the lease ends, and the suite counts it as held until then.
+			for _, id := range []int{9, 14} {
+				h.Expected[id] = "after a lost answer to a nack the old lease is counted as held although the message has been released"
+			}
 			f := newFaulty(nil, 10, 1)
 			f.skip = "duplicate" // which the suite would rightly call two holders
 			injected.Store(f)
