@@ -32,7 +32,11 @@
 // SQS's ApproximateReceiveCount, which also counts deliveries that were
 // buffered and given back. A receipt holds for 12 h in all: Extend and, on a
 // FIFO queue, Nack cannot go beyond (ErrUnsupported); a standard queue stores
-// a copy for later instead. Close gives back what is unsettled. A long poll
+// a copy for later instead. A Nack whose answer is lost is not repeated, since
+// that could take the message from its next holder: it is ErrLeaseLost, and the
+// message returns when its lease ends at the latest.
+//
+// Close gives back what is unsettled. A long poll
 // that Close cuts off may still take messages, which return when their lease
 // ends; AWS notices the closed connection, emulators may not: set PollWait to
 // 1 or 2 s there, which Close waits for.
