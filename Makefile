@@ -16,11 +16,13 @@ TIMEOUT  ?= 20m
 FUZZTIME ?= 20s
 
 GOLANGCI_VERSION := v2.15.0
+HELM_VERSION     := v3.22.0
 
 GO     ?= go
 BIN    := $(CURDIR)/bin
 RUNNER := $(BIN)/brokers
 LINTER := $(BIN)/golangci-lint
+HELM   := $(BIN)/helm-$(HELM_VERSION)
 ENV    := $(CURDIR)/.cache/brokers.env
 
 GOTEST := $(GO) test -p $(P) -timeout $(TIMEOUT)
@@ -29,7 +31,7 @@ GOTEST := $(GO) test -p $(P) -timeout $(TIMEOUT)
 NO_BROKERS := env -u BROKER_TEST_KAFKA -u BROKER_TEST_RABBITMQ -u BROKER_TEST_SQS -u BROKER_TEST_SNS
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-fast test-race conformance bench fuzz lint images up down env status cover engine runner clean
+.PHONY: help test test-fast test-race conformance bench fuzz lint images image deploy-check up down env status cover engine runner clean
 
 help: ## print this list
 	@awk '!/^#/ { exit } { sub(/^# ?/, ""); print }' $(MAKEFILE_LIST)
@@ -55,7 +57,7 @@ cover: engine runner ## run all tests and write coverage.out and coverage.html
 
 bench: engine runner ## run the benchmarks on real brokers
 	@if [ -f benchmarks/go.mod ]; then \
-		exec $(RUNNER) -only $(BROKERS) run -- $(GO) -C benchmarks test -run '^$$' -bench . -benchmem -timeout 1h $(ARGS) ./...; \
+		exec $(RUNNER) -only $(BROKERS) run -- $(GO) -C benchmarks run . $(or $(ARGS),-out RESULTS.md); \
 	else echo 'bench: there is no module benchmarks/ in this checkout'; fi
 
 fuzz: ## run every fuzz target for FUZZTIME
@@ -66,6 +68,12 @@ lint: $(LINTER) ## run golangci-lint (built into ./bin the first time)
 
 images: engine runner ## build the brokers' images that are missing (FORCE=1: all of them)
 	$(RUNNER) -only $(BROKERS) $(if $(FORCE),-force) images
+
+image: ## build the images of the bridge and of the workers for a first try
+	@GO='$(GO)' scripts/image.sh
+
+deploy-check: $(HELM) ## check the shipped configurations, chart, dashboard and image
+	@GO='$(GO)' HELM=$(HELM) scripts/deploy-check.sh
 
 up: engine runner ## start brokers for the day and print what to export
 	@$(RUNNER) -only $(BROKERS) -file $(ENV) up
@@ -100,3 +108,9 @@ $(LINTER)-$(GOLANGCI_VERSION):
 	@mkdir -p $(BIN)/.lint
 	GOBIN=$(BIN)/.lint $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
 	@mv $(BIN)/.lint/golangci-lint $@ && rmdir $(BIN)/.lint
+
+$(HELM):
+	@echo 'deploy-check: building helm $(HELM_VERSION), once'
+	@mkdir -p $(BIN)/.helm
+	GOBIN=$(BIN)/.helm $(GO) install helm.sh/helm/v3/cmd/helm@$(HELM_VERSION)
+	@mv $(BIN)/.helm/helm $@ && rmdir $(BIN)/.helm

@@ -33,7 +33,7 @@ require (
 	go.opentelemetry.io/otel/trace v1.47.0 // cmd/bridge: traces
 	go.uber.org/goleak v1.3.0 // tests: no goroutine survives
 	go.yaml.in/yaml/v3 v3.0.5 // bridge: configuration with lines
-	golang.org/x/sync v0.24.0 // tests and benchmarks of concurrency
+	golang.org/x/sync v0.24.0 // adapters/rabbitmq: the window of confirms
 	golang.org/x/time v0.16.0 // Worker.RateLimit
 	google.golang.org/protobuf v1.36.12 // codec/protobuf
 	pgregory.net/rapid v1.3.0 // tests: models

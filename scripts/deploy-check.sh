@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Checks what is shipped to be deployed: the configurations, the chart in its
+# variants, the dashboard, and the image, which is built and started.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+helm=${HELM:?the helm binary}
+
+${GO:-go} build -o bin/bridge ./cmd/bridge
+for config in docs/bridge/bridge.yaml deploy/compose/bridge.yaml; do
+	bin/bridge check -c "$config"
+done
+
+rendered=$(mktemp -d)
+trap 'rm -rf "$rendered"' EXIT
+"$helm" lint --quiet deploy/helm/bridge
+"$helm" template bridge deploy/helm/bridge >"$rendered/default.yaml"
+"$helm" template bridge deploy/helm/bridge --set keda.enabled=true --set serviceMonitor.enabled=true >"$rendered/all.yaml"
+for kind in Deployment ConfigMap Service ServiceAccount PodDisruptionBudget; do
+	grep -q "^kind: $kind\$" "$rendered/default.yaml" || { echo "deploy-check: the chart renders no $kind"; exit 1; }
+done
+for kind in ScaledObject ServiceMonitor; do
+	grep -q "^kind: $kind\$" "$rendered/all.yaml" || { echo "deploy-check: the chart renders no $kind when asked to"; exit 1; }
+done
+! grep -q '^  replicas:' "$rendered/all.yaml" || { echo 'deploy-check: the chart sets replicas although KEDA does'; exit 1; }
+# The configuration inside the chart is one that the bridge accepts.
+sed -n '/^  bridge.yaml: |/,/^---/p' "$rendered/default.yaml" | sed -e 1d -e '/^---/,$d' -e 's/^    //' >"$rendered/bridge.yaml"
+KAFKA_URL=kafka://kafka:9092 SQS_URL=sqs://eu-west-1 bin/bridge check -c "$rendered/bridge.yaml"
+echo 'deploy-check: the chart renders'
+
+python3 -m json.tool deploy/grafana/bridge.json >/dev/null
+# Every metric of the dashboard is one that the worker exports.
+for metric in $(grep -oE 'bridge_[a-z_]+' deploy/grafana/bridge.json | sort -u); do
+	grep -q "\"${metric%_bucket}\"" cmd/bridge/metrics.go || { echo "deploy-check: the dashboard shows $metric, which nobody exports"; exit 1; }
+done
+echo 'deploy-check: the dashboard fits the metrics'
+
+TAG=check scripts/image.sh
+[ "$(docker inspect -f '{{.Config.User}}' queuestream/bridge:check)" = 65532:65532 ] || { echo 'deploy-check: the image runs as root'; exit 1; }
+docker run --rm --network none -v "$PWD/deploy/compose/bridge.yaml:/etc/bridge/bridge.yaml:ro" \
+	queuestream/bridge:check check -c /etc/bridge/bridge.yaml
+code=0
+docker run --rm --network none queuestream/bridge:check run -c /nowhere.yaml 2>/dev/null || code=$?
+[ "$code" = 2 ] || { echo "deploy-check: the image ends with $code on a missing configuration, want 2"; exit 1; }
+echo "deploy-check: the image starts, $(docker image inspect -f '{{.Size}}' queuestream/bridge:check) bytes"
