@@ -44,8 +44,8 @@ func (b *Broker) declareQueue(ctx context.Context, name string, cfg broker.Queue
 		if err != nil {
 			return fmt.Errorf("dead-letter queue %q: %w", cfg.DeadLetter, err)
 		}
-		// The broker itself dead-letters what expires. It does not know shards,
-		// so those messages go to one of them.
+		// The broker itself dead-letters what expires. It does not know shards:
+		// the slot's header finds the one.
 		args["x-dead-letter-routing-key"] = dead.queues()[0]
 		if dead.shards > 0 {
 			args["x-dead-letter-exchange"] = shardExchange(cfg.DeadLetter)
@@ -57,7 +57,7 @@ func (b *Broker) declareQueue(ctx context.Context, name string, cfg broker.Queue
 	}
 	err = b.channel(ctx, func(ch *amqp.Channel) error {
 		for _, n := range info.queues() {
-			if _, err := ch.QueueDeclare(n, true, false, false, false, args); err != nil {
+			if _, err := ch.QueueDeclare(n, true, false, false, false, info.arguments(n, args)); err != nil {
 				return err
 			}
 		}
@@ -72,8 +72,8 @@ func (b *Broker) declareQueue(ctx context.Context, name string, cfg broker.Queue
 	b.topo.addQueue(info, args)
 	if info.shards > 0 {
 		b.topo.addExchange(shardExchange(name), amqp.ExchangeHeaders)
-		for slot := range slots {
-			b.topo.addBinding(slotBinding(info, slot))
+		for _, s := range slotBindings(info) {
+			b.topo.addBinding(s)
 		}
 	}
 	return nil
@@ -83,8 +83,7 @@ func declareShardExchange(ch *amqp.Channel, info queueInfo) error {
 	if err := ch.ExchangeDeclare(shardExchange(info.name), amqp.ExchangeHeaders, true, false, false, false, nil); err != nil {
 		return err
 	}
-	for slot := range slots {
-		s := slotBinding(info, slot)
+	for _, s := range slotBindings(info) {
 		// Without waiting; the exchange's declaration below reports failures.
 		if err := ch.QueueBind(s.to, s.key, s.from, true, s.args); err != nil {
 			return err
@@ -93,12 +92,20 @@ func declareShardExchange(ch *amqp.Channel, info queueInfo) error {
 	return ch.ExchangeDeclarePassive(shardExchange(info.name), amqp.ExchangeHeaders, true, false, false, false, nil)
 }
 
-// slotBinding routes a slot to its shard. Matches of x- headers need -with-x.
-func slotBinding(info queueInfo, slot int) binding {
-	return binding{
-		to: shardName(info.name, slot%info.shards), from: shardExchange(info.name),
-		args: amqp.Table{"x-match": "all-with-x", headerSlot: strconv.Itoa(slot)},
+// slotBindings route each slot to its shard, and what has no group to the queue
+// of such messages. Matches of x- headers need -with-x.
+func slotBindings(info queueInfo) []binding {
+	bind := func(to, slot string) binding {
+		return binding{
+			to: to, from: shardExchange(info.name),
+			args: amqp.Table{"x-match": "all-with-x", headerSlot: slot},
+		}
 	}
+	bs := []binding{bind(looseName(info.name), noSlot)}
+	for slot := range slots {
+		bs = append(bs, bind(shardName(info.name, slot%info.shards), strconv.Itoa(slot)))
+	}
+	return bs
 }
 
 // queueArguments translates cfg. It depends on the broker's version: before 4.0

@@ -203,13 +203,14 @@ func (b *Broker) Shutdown(ctx context.Context) error {
 		hs = append(hs, h)
 	}
 	b.mu.Unlock()
-	errs := make([]error, len(hs))
+	errs := make([]error, len(hs)+1)
 	var wg sync.WaitGroup
 	for i, h := range hs {
 		wg.Go(func() { errs[i] = h.drain(ctx) })
 	}
 	wg.Wait()
-	return fail("shutdown", "", errors.Join(append(errs, b.Close())...))
+	errs[len(hs)] = b.Close()
+	return fail("shutdown", "", errors.Join(errs...))
 }
 
 // Close implements [broker.Broker]. It takes about Options.CloseTimeout at most.

@@ -273,7 +273,7 @@ func (c *consumer) subscribe(s *session) error {
 			return err
 		}
 		var args amqp.Table
-		if len(c.priority) > 0 {
+		if i < len(c.priority) {
 			args = amqp.Table{"x-priority": c.priority[i]}
 		}
 		tag := broker.NewID()

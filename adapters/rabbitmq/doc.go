@@ -43,11 +43,20 @@
 //
 // A queue declared Ordered is spread over shard queues ("name.shards.0", …),
 // each with a single active consumer; a group always uses the same shard.
+// Messages without a group are in a queue beside them ("name.shards.none"), which
+// all consumers share.
 // Consumers take over from each other when one ends, and random consumer
 // priorities spread the shards over them. A group's redelivery is kept by its
 // holder: a crash shortens its delay and forgets the attempts counted there.
 // Messages published through an exchange reach the shards when this package
 // publishes them, since a header carries the hash.
+//
+// # Request and reply
+//
+// [Broker.ReplyQueue] makes a temporary classic queue. RabbitMQ's direct
+// reply-to (amq.rabbitmq.reply-to) is not used: its replies are lost without a
+// trace when the connection breaks, and cannot be acknowledged
+// (https://www.rabbitmq.com/docs/direct-reply-to).
 //
 // # Streams
 //

@@ -2,7 +2,6 @@ package rabbitmq
 
 import (
 	"context"
-	"strconv"
 	"strings"
 	"time"
 
@@ -154,7 +153,7 @@ func (r *route) publish(ctx context.Context, ms []broker.Message) ([]broker.Rece
 		m := ms[i]
 		m.ID = rs[i].ID
 		o := outbound{exchange: r.e.name, key: r.key, msg: encode(&m, 0, time.Time{}, now)}
-		o.msg.Headers[headerSlot] = strconv.Itoa(slotOf(m.GroupID))
+		o.msg.Headers[headerSlot] = slotHeader(m.GroupID)
 		os, index = append(os, o), append(index, i)
 	}
 	if len(os) == 0 {

@@ -68,11 +68,6 @@ type Options struct {
 	// balancers.
 	StreamDirect bool
 
-	// DirectReplyTo makes ReplyQueue use RabbitMQ's direct reply-to, which
-	// needs no queue but loses replies when the connection breaks. It serves
-	// one reply queue at a time.
-	DirectReplyTo bool
-
 	Name   string       // of the connections, as the management page shows it
 	Logger *slog.Logger // nil: none
 }

@@ -21,7 +21,6 @@ type publisher struct {
 	mu      sync.Mutex
 	cur     *confirmChannel
 	opening *channelOpening
-	setup   func(*confirmChannel) error // runs on each new channel; direct reply-to
 }
 
 type channelOpening struct {
@@ -112,9 +111,6 @@ func (p *publisher) open(g *generation, op *channelOpening) {
 	cc, err := openConfirmChannel(g)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if err == nil && p.setup != nil {
-		err = p.setup(cc)
-	}
 	if err == nil {
 		p.cur = cc
 	}
@@ -389,7 +385,7 @@ func (b *flightBatch) send(ctx context.Context, i int) (flight, error) {
 		if !errors.Is(err, amqp.ErrClosed) {
 			b.sent[i] = true
 		}
-		b.cc.release(f.key, f.slot)
+		_ = b.cc.release(f.key, f.slot) // its outcome is err
 		b.w.sem.Release(f.weight)
 		return f, err
 	}
@@ -465,7 +461,7 @@ func (b *flightBatch) finish() (again []int) {
 	go func(cc *confirmChannel, w *window) {
 		for _, f := range rest {
 			<-f.dc.Done()
-			cc.release(f.key, f.slot)
+			_ = cc.release(f.key, f.slot) // the caller was told that the outcome is unknown
 			w.sem.Release(f.weight)
 		}
 	}(b.cc, b.w)

@@ -137,6 +137,9 @@ func (b *Broker) send(ctx context.Context, w *window, copies []copyOf) {
 			o.key = c.to.route(&c.m)
 		}
 		o.msg = encode(&c.m, c.attempt, c.expires, c.now)
+		if c.to != nil && c.to.deadLetter != "" { // where the broker sends what expires
+			o.msg.Headers[headerSlot] = slotHeader(c.m.GroupID)
+		}
 		if c.m.Delay > 0 {
 			if o.exchange, o.key, c.err = b.ladder.route(ctx, o.key, c.m.Delay); c.err != nil {
 				continue

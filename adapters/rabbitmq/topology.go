@@ -67,7 +67,7 @@ func (t *topology) addQueue(info queueInfo, args amqp.Table) {
 	defer t.mu.Unlock()
 	t.queues[info.name] = info
 	for _, n := range info.queues() {
-		t.declared[n] = args
+		t.declared[n] = info.arguments(n, args)
 	}
 }
 

@@ -375,7 +375,7 @@ func TestCallReturnsWithItsContext(t *testing.T) {
 
 // TestRefusedConnection: a typed, temporary error, within the first round.
 func TestRefusedConnection(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -392,7 +392,7 @@ func TestRefusedConnection(t *testing.T) {
 // TestSilentServer: a server that accepts and says nothing ends with DialTimeout
 // or the context, and leaves nothing behind.
 func TestSilentServer(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
