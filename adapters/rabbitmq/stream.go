@@ -13,17 +13,12 @@ import (
 	"time"
 
 	"github.com/rabbitmq/rabbitmq-stream-go-client/pkg/stream"
-	"github.com/spaolacci/murmur3"
 
 	"github.com/queuestream/broker"
 )
 
 // confirmTimeout is the client's own: we wait for the broker or the connection.
 const confirmTimeout = 24 * time.Hour
-
-// partitionSeed is the seed of the hash that RabbitMQ's own clients use, so
-// that equal keys of all clients share a partition.
-const partitionSeed = 104729
 
 // A Stream is a super stream, whose partitions are streams, or a single stream.
 type Stream struct {
@@ -228,7 +223,7 @@ func (s *Stream) partition(r *broker.Record, sticky int) int {
 	case len(r.Key) == 0:
 		return sticky
 	}
-	return int(murmur3.Sum32WithSeed(r.Key, partitionSeed) % uint32(len(s.partitions))) //nolint:gosec // few
+	return int(keyHash(r.Key) % uint32(len(s.partitions))) //nolint:gosec // few
 }
 
 // Close implements [broker.Stream].

@@ -404,3 +404,16 @@ func TestSilentServer(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestKeyHash: the values are those of the murmur3 that RabbitMQ's Go and Java
+// clients use.
+func TestKeyHash(t *testing.T) {
+	for key, want := range map[string]uint32{
+		"": 3329588566, "a": 1086686554, "ab": 398604456, "abc": 3409700625, "abcd": 3421720556,
+		"invoice-42": 692942112, "\xff\x00\xfe": 687305704,
+	} {
+		if got := keyHash([]byte(key)); got != want {
+			t.Errorf("keyHash(%q) = %d, want %d", key, got, want)
+		}
+	}
+}
