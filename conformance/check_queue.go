@@ -64,7 +64,8 @@ type queueHold struct {
 	end      int // when it was given back, settled or closed; MaxInt: never
 	deadline time.Time
 	attempt  int
-	acked    int // when its acknowledgement had succeeded; 0: it has not
+	acked    int  // when its acknowledgement had succeeded; 0: it has not
+	unknown  bool // it may have been acknowledged: the answer was lost
 	givenUp  bool
 }
 
@@ -138,16 +139,18 @@ func (hold *queueHold) settle(e *QueueEvent) {
 		hold.v.rejected = true
 	default:
 		hold.givenUp = true
+		hold.unknown = hold.unknown || e.Op == QueueAck
 	}
 }
 
-// done tells whether nothing more has to come of the value.
-func (v *queueValue) done() bool {
+// done tells whether nothing more has to come of the value. Under faults an
+// acknowledgement whose answer was lost may have removed it.
+func (v *queueValue) done(faulty bool) bool {
 	if v.rejected || v.dead > 0 {
 		return true
 	}
 	for _, hold := range v.holds {
-		if hold.acked > 0 {
+		if hold.acked > 0 || faulty && hold.unknown {
 			return true
 		}
 	}
@@ -178,7 +181,7 @@ func (c *queueCheck) lost() {
 				part = 2
 			}
 			parts[part] = append(parts[part], v.value)
-		case !v.done():
+		case !v.done(c.h.Faulty):
 			c.add(VerdictLost, "%.40q was delivered %d times, never acknowledged, and is gone", v.value, len(v.holds))
 		}
 	}

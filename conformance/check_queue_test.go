@@ -119,6 +119,11 @@ func TestCheckQueue(t *testing.T) {
 		{"redelivered after nack", ordered, []step{send("a", ""), recv(1, "k", "a", ""), nack(1, "k", "a"), second, ack(2, "k", "a")}, nil},
 		{"redelivered after an unknown acknowledgement", ordered, []step{send("a", ""), recv(1, "k", "a", ""), {op: QueueAck, who: "k", value: "a", n: 1, err: context.DeadlineExceeded}, second, ack(2, "k", "a")}, nil},
 
+		{"gone after an unknown acknowledgement, under faults", QueueRules{Drained: true, Faulty: true}, []step{send("a", ""), recv(1, "k", "a", ""), {op: QueueAck, who: "k", value: "a", n: 1, err: broker.ErrUnknownOutcome}}, nil},
+		{"gone after an unknown acknowledgement, without", ordered, []step{send("a", ""), recv(1, "k", "a", ""), {op: QueueAck, who: "k", value: "a", n: 1, err: broker.ErrUnknownOutcome}}, []string{VerdictLost}},
+		{"gone after a refused acknowledgement, under faults", QueueRules{Drained: true, Faulty: true}, []step{send("a", ""), recv(1, "k", "a", ""), {op: QueueAck, who: "k", value: "a", n: 1, err: broker.ErrLeaseLost}}, []string{VerdictLost}},
+		{"gone after an unknown rejection, under faults", QueueRules{Drained: true, Faulty: true}, []step{send("a", ""), recv(1, "k", "a", ""), {op: QueueReject, who: "k", value: "a", n: 1, err: broker.ErrUnknownOutcome}}, []string{VerdictLost}},
+
 		{"reordered", ordered, []step{send("a", "g"), send("b", "g"), recv(1, "k", "b", "g"), ack(1, "k", "b"), recv(2, "k", "a", "g"), ack(2, "k", "a")}, []string{VerdictReordered}},
 		{"other groups may overtake", ordered, []step{send("a", "g"), send("b", "h"), recv(1, "k", "b", "h"), ack(1, "k", "b"), recv(2, "k", "a", "g"), ack(2, "k", "a")}, nil},
 		{"no group may overtake", ordered, []step{send("a", ""), send("b", ""), recv(1, "k", "b", ""), ack(1, "k", "b"), recv(2, "k", "a", ""), ack(2, "k", "a")}, nil},

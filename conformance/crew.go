@@ -157,7 +157,10 @@ func (c *C) failed(batch, rest []broker.Message, err error) []broker.Message {
 // more comes for a while, stops the crew and judges the history.
 func (w *crew) finish() {
 	c := w.c
-	done := c.Until(3*c.h.Soon+3*c.h.Lease, func() bool { return c.Failed() || w.h.settled() })
+	done := c.Until(3*c.h.Soon+3*c.h.Lease, func() bool { return c.Failed() || w.h.settled(w.h.Faulty) })
+	if done && w.h.Faulty { // those whose answer was lost may come again
+		c.Until(c.h.Soon+c.h.Lease, func() bool { return c.Failed() || w.h.settled(false) })
+	}
 	if done {
 		c.Until(c.h.Quiet, c.Failed)
 	}
@@ -169,9 +172,9 @@ func (w *crew) finish() {
 	}
 }
 
-// settled tells whether everything that was accepted was settled for good
-// and nobody is publishing any more.
-func (h *QueueHistory) settled() bool {
+// settled tells whether everything that was accepted was settled for good,
+// or perhaps settled if maybe, and nobody is publishing any more.
+func (h *QueueHistory) settled(maybe bool) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.producers > 0 {
@@ -179,7 +182,9 @@ func (h *QueueHistory) settled() bool {
 	}
 	done := map[string]bool{}
 	for i := range h.Events {
-		if e := &h.Events[i]; e.Outcome == OutcomeOK && (e.Op == QueueAck || e.Op == QueueReject || e.Op == QueueDead) {
+		e := &h.Events[i]
+		known := e.Outcome == OutcomeOK || maybe && e.Outcome == OutcomeInfo && e.End != 0
+		if known && (e.Op == QueueAck || e.Op == QueueReject || e.Op == QueueDead) {
 			done[e.Value] = true
 		}
 	}

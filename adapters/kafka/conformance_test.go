@@ -31,6 +31,7 @@ func TestConformance(t *testing.T) {
 		t.Run("fake/"+c.name, func(t *testing.T) {
 			cluster := fake(t, kfake.BrokerConfigs(map[string]string{
 				"share.record.lock.sweep.interval.ms": "100",
+				"log.cleaner.backoff.ms":              "200", // how often it applies retention
 			}))
 			h := harness(c.name+" (kfake)", &kafka.Options{Brokers: cluster.ListenAddrs()}, c.kinds)
 			conformance.Run(t, h)
