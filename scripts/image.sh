@@ -18,7 +18,7 @@ for name in bridge try; do
 	mkdir -p "$context"
 	CGO_ENABLED=0 ${GO:-go} build -trimpath -ldflags='-s -w' -o "$context/bridge" "$package"
 	cp "$certificates" "$context/ca-certificates.crt"
-	docker build -q -f deploy/Dockerfile -t "queuestream/$name:$tag" "$context" >/dev/null
+	docker build -q -f deploy/Dockerfile -t "queuestream/$name:$tag" "$context" >"$context.log" 2>&1 || { cat "$context.log" >&2; exit 1; }
 	echo "image: queuestream/$name:$tag"
 done
-rm -rf "$context"
+rm -rf "$context" "$context.log"
