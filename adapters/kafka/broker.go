@@ -138,16 +138,15 @@ func (b *Broker) Close() error {
 	handles := b.snapshot()
 	b.mu.Unlock()
 	var wg sync.WaitGroup
-	errs := make([]error, len(handles))
+	errs := make([]error, len(handles)+1) // the last: of the client
 	for i, h := range handles {
 		wg.Go(func() { errs[i] = h.Close() })
 	}
 	wg.Wait()
-	var err error
 	b.closing.Do(func() {
-		err = within(closeTimeout, b.client.Close)
+		errs[len(handles)] = fail("close", "", within(closeTimeout, b.client.Close))
 	})
-	return errors.Join(append(errs, fail("close", "", err))...)
+	return errors.Join(errs...)
 }
 
 // within runs fn and waits for it, but not longer than d.

@@ -217,7 +217,6 @@ func (o *Options) consumer(more ...kgo.Opt) []kgo.Opt {
 		kgo.HeartbeatInterval(o.HeartbeatInterval),
 		kgo.RebalanceTimeout(o.RebalanceTimeout),
 		kgo.DisableAutoCommit(),
-		kgo.RequireStableFetchOffsets(),
 	)
 	if o.InstanceID != "" {
 		opts = append(opts, kgo.InstanceID(o.InstanceID))

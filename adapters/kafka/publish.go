@@ -34,7 +34,7 @@ func newFlight(ctx context.Context, n int) *flight {
 	f := &flight{items: make([]item, n), done: make(chan struct{})}
 	for i := range f.items {
 		it := &f.items[i]
-		it.Context, it.flight, it.rec.Context = ctx, f, it
+		it.Context, it.flight, it.rec.Context = ctx, f, it //nolint:fatcontext // each item holds the call's, none wraps another
 	}
 	return f
 }

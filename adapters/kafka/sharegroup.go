@@ -45,13 +45,13 @@ func (m *shareMember) names() []string {
 func (m *shareMember) run(ctx context.Context) {
 	wait := eagerInterval
 	for ctx.Err() == nil {
-		pause := m.interval
 		err := m.heartbeat(ctx)
+		pause := m.interval
 		switch {
 		case err == nil:
 			m.c.refuse(nil)
 			wait = eagerInterval
-			if pause = m.interval; m.eager > 0 && len(m.assigned) == 0 {
+			if m.eager > 0 && len(m.assigned) == 0 {
 				m.eager--
 				pause = min(pause, eagerInterval)
 			}

@@ -188,7 +188,10 @@ func TestReadBounds(t *testing.T) {
 				t.Errorf("%+v: %d records and %v, want %d and %v", c.r, n, err, c.want, c.err)
 			}
 		}
-		for range s.Read(ctx, broker.Range{}) {
+		for _, err := range s.Read(ctx, broker.Range{}) {
+			if err != nil {
+				t.Error(err)
+			}
 			break // must free everything: goleak looks
 		}
 	})

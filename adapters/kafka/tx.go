@@ -146,7 +146,7 @@ func (t *Transactor) begin(ctx context.Context) (*Tx, error) {
 	began := make(chan error, 1)
 	go func() {
 		// What an earlier end left without an answer is aborted first.
-		err := t.abort(context.Background())
+		err := t.abort(context.WithoutCancel(ctx))
 		if err == nil {
 			err = t.client.BeginTransaction()
 		}
@@ -160,7 +160,9 @@ func (t *Transactor) begin(ctx context.Context) (*Tx, error) {
 		}
 	case <-ctx.Done():
 		go func() {
-			<-began
+			if err := <-began; err != nil {
+				_ = t.ended(err) // whoever begins next is told
+			}
 			t.give()
 		}()
 		return nil, broker.ContextError(ctx)
