@@ -44,7 +44,7 @@ func harness(name string, o *kafka.Options, kinds conformance.Kind) conformance.
 	// a record after ten: queues get fewer cuts.
 	every := 50 * time.Millisecond
 	if kinds == conformance.Queue {
-		every = time.Second
+		every = 200 * time.Millisecond
 	}
 	cuts := &cutter{conns: map[net.Conn]struct{}{}, every: every}
 	return conformance.Harness{
