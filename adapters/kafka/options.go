@@ -49,7 +49,8 @@ type Options struct {
 	MaxBufferedBytes int
 
 	// FetchMaxWait is how long a broker may hold a fetch that finds nothing.
-	// Zero: 5 s.
+	// Partitions that a member gains, resumes or seeks in meanwhile wait for
+	// its end. Zero: 500 ms.
 	FetchMaxWait time.Duration
 	// FetchMinBytes is how much a fetch waits for. Zero: 1.
 	FetchMinBytes int
@@ -116,7 +117,7 @@ func (o *Options) check() (*Options, error) {
 	}{
 		{"DialTimeout", &c.DialTimeout, 10 * time.Second},
 		{"Linger", &c.Linger, 0},
-		{"FetchMaxWait", &c.FetchMaxWait, 5 * time.Second},
+		{"FetchMaxWait", &c.FetchMaxWait, 500 * time.Millisecond},
 		{"SessionTimeout", &c.SessionTimeout, 45 * time.Second},
 		{"RebalanceTimeout", &c.RebalanceTimeout, time.Minute},
 		{"HeartbeatInterval", &c.HeartbeatInterval, 0},
