@@ -312,9 +312,9 @@ func (c *consumer) unsubscribe(s *session, drain bool) error {
 			}
 		}
 		s.fetches.Wait() // what was on its way is in the inbox
+		s.tags = nil
 		return struct{}{}, nil
 	}, nil)
-	s.tags = nil
 	return err
 }
 

@@ -132,11 +132,15 @@ func (m *member) session() error {
 	stop := make(chan struct{})
 	defer close(stop)
 	if m.s.super {
-		sc, err := do(m.ctx, m.s.b.streams, func(env *stream.Environment) (*stream.SuperStreamConsumer, error) {
-			return env.NewSuperStreamConsumer(m.s.name, ignore, stream.NewSuperStreamConsumerOptions().
+		sc, err := acquire(m.ctx, m.s.b.streams, func(env *stream.Environment) (*stream.SuperStreamConsumer, error) {
+			sc, err := env.NewSuperStreamConsumer(m.s.name, ignore, stream.NewSuperStreamConsumerOptions().
 				SetConsumerName(m.group).SetOffset(nowhere).SetSingleActiveConsumer(sac).
 				SetManualCommit().SetClientProvidedName(name))
-		})
+			if err != nil && sc != nil { // it may be in the group of some partitions
+				err = errors.Join(err, sc.Close())
+			}
+			return sc, err
+		}, func(sc *stream.SuperStreamConsumer) { m.left(sc.Close()) })
 		if err != nil {
 			return err
 		}
@@ -150,11 +154,11 @@ func (m *member) session() error {
 		}()
 		leave = sc.Close
 	} else {
-		c, err := do(m.ctx, m.s.b.streams, func(env *stream.Environment) (*stream.Consumer, error) {
+		c, err := acquire(m.ctx, m.s.b.streams, func(env *stream.Environment) (*stream.Consumer, error) {
 			return env.NewConsumer(m.s.partitions[0], ignore, stream.NewConsumerOptions().
 				SetConsumerName(m.group).SetOffset(nowhere).SetSingleActiveConsumer(sac).
 				SetManualCommit().SetClientProvidedName(name))
-		})
+		}, func(c *stream.Consumer) { m.left(c.Close()) })
 		if err != nil {
 			return err
 		}
@@ -176,10 +180,17 @@ func (m *member) session() error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), m.s.b.o.CloseTimeout)
 	defer cancel()
-	if _, err := call(ctx, func() (struct{}, error) { return struct{}{}, leave() }, nil); err != nil && why == nil {
-		m.s.b.o.Logger.Debug("leaving the group", "adapter", adapterName, "stream", m.s.name, "group", m.group, "error", err)
+	if _, err := call(ctx, func() (struct{}, error) { return struct{}{}, leave() }, nil); why == nil {
+		m.left(err)
 	}
 	return why
+}
+
+// left notes how leaving the group went.
+func (m *member) left(err error) {
+	if err != nil {
+		m.s.b.o.Logger.Debug("leaving the group", "adapter", adapterName, "stream", m.s.name, "group", m.group, "error", err)
+	}
 }
 
 // assign runs on the reader of the group's connection.

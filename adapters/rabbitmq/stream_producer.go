@@ -124,7 +124,7 @@ func (w *partitionWriter) session() error {
 		p    *stream.Producer
 		last int64
 	}
-	o, err := do(w.ctx, w.s.b.streams, func(env *stream.Environment) (opened, error) {
+	o, err := acquire(w.ctx, w.s.b.streams, func(env *stream.Environment) (opened, error) {
 		p, err := env.NewProducer(w.partition, stream.NewProducerOptions().SetProducerName(w.s.producer).
 			SetConfirmationTimeOut(confirmTimeout).SetClientProvidedName(w.s.b.o.Name))
 		if err != nil {
@@ -135,7 +135,7 @@ func (w *partitionWriter) session() error {
 			return opened{}, errors.Join(err, p.Close())
 		}
 		return opened{p, last}, nil
-	})
+	}, func(o opened) { _ = o.p.Close() }) // closed already when its connection died
 	if err != nil {
 		return err
 	}

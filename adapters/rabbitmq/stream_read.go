@@ -26,14 +26,14 @@ func (s *Stream) subscribe(ctx context.Context, partition int32, spec stream.Off
 	handler := func(cc stream.ConsumerContext, m *samqp.Message) {
 		fn(cc.Consumer.GetOffset(), int(cc.GetEntriesCount()), m)
 	}
-	return do(ctx, s.b.streams, func(env *stream.Environment) (*feed, error) {
+	return acquire(ctx, s.b.streams, func(env *stream.Environment) (*feed, error) {
 		c, err := env.NewConsumer(s.partitions[partition], handler,
 			stream.NewConsumerOptions().SetOffset(spec).SetManualCommit().SetClientProvidedName(s.b.o.Name))
 		if err != nil {
 			return nil, err
 		}
 		return &feed{c: c, closed: c.NotifyClose()}, nil
-	})
+	}, func(f *feed) { f.close(s.b.o.CloseTimeout) })
 }
 
 // close unsubscribes; it is bounded by CloseTimeout.

@@ -187,12 +187,18 @@ func (s *streams) close() {
 
 // do runs fn, which blocks on the stream protocol, until ctx ends.
 func do[T any](ctx context.Context, s *streams, fn func(*stream.Environment) (T, error)) (T, error) {
+	return acquire(ctx, s, fn, nil)
+}
+
+// acquire is do for what must be released: late is called with what fn returns
+// after ctx has ended.
+func acquire[T any](ctx context.Context, s *streams, fn func(*stream.Environment) (T, error), late func(T)) (T, error) {
 	var zero T
 	env, err := s.environment(ctx)
 	if err != nil {
 		return zero, err
 	}
-	v, err := call(ctx, func() (T, error) { return fn(env) }, nil)
+	v, err := call(ctx, func() (T, error) { return fn(env) }, late)
 	if err != nil && ctx.Err() == nil {
 		err = classifyStream(err)
 	}
