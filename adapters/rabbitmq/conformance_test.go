@@ -85,14 +85,22 @@ func (s *suite) harness(t *testing.T, in *containers.RabbitMQInstance, only ...s
 	}
 	bad := o
 	bad.URLs = []string{fmt.Sprintf("amqp://nobody:wrong@%s/", hostOf(in.URL))}
-	return conformance.Harness{
+	h := conformance.Harness{
 		Name: s.name, Version: cmp.Or(in.Version(), "4.0.5"), Kinds: s.kinds, QueueConfig: s.queue, Only: only,
 		Open: opener(o), OpenBad: opener(bad),
 		Tick: 20 * time.Millisecond,
 		// Four suites share two processors with the broker, and a delivery of
 		// 16 MB takes its time.
 		Soon: 30 * time.Second, Quiet: 500 * time.Millisecond,
+		Patience: 20 * time.Second,
 	}
+	if s.kinds == conformance.Stream {
+		h.Expected = map[int]string{
+			59: "a stream's retention removes whole segments, when the next one begins, and never the last: " +
+				"https://www.rabbitmq.com/docs/streams#retention",
+		}
+	}
+	return h
 }
 
 func opener(o Options) func(ctx context.Context) (broker.Broker, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 
 	"github.com/rabbitmq/rabbitmq-stream-go-client/pkg/stream"
 
@@ -15,7 +16,9 @@ const maxPartitions = 1024
 
 // DeclareStream implements [broker.Admin]: a super stream, whose partitions are
 // "name-0" and so on. Replicas, Compact and MaxBytes are unsupported; the
-// number of partitions cannot change.
+// number of partitions cannot change. Retention removes whole segments, when the
+// next one begins: Options "x-stream-max-segment-size-bytes" makes them smaller
+// than 500 MB (https://www.rabbitmq.com/docs/streams#retention).
 func (b *Broker) DeclareStream(ctx context.Context, name string, cfg broker.StreamConfig) error {
 	return fail("declare stream", name, b.declareStream(ctx, name, cfg))
 }
@@ -35,8 +38,10 @@ func (b *Broker) declareStream(ctx context.Context, name string, cfg broker.Stre
 		return broker.Unsupported("MaxBytes: a record's limit is the frame's, %d bytes", maxRecordBytes)
 	case cfg.Replicas > 0:
 		return broker.Unsupported("Replicas: set by the cluster's size, or a policy's initial-cluster-size")
-	case len(cfg.Options) > 0:
-		return broker.Unsupported("Options: streams take none")
+	}
+	segment, err := segmentSize(cfg)
+	if err != nil {
+		return err
 	}
 	o := stream.NewPartitionsOptions(max(1, cfg.Partitions)).SetBalancedLeaderLocator()
 	if cfg.Retention > 0 {
@@ -44,8 +49,9 @@ func (b *Broker) declareStream(ctx context.Context, name string, cfg broker.Stre
 	}
 	if cfg.RetentionBytes > 0 {
 		o.SetMaxLengthBytes(stream.ByteCapacity{}.B(cfg.RetentionBytes))
-		// Whole segments are removed: they must be smaller than the limit.
-		o.SetMaxSegmentSizeBytes(stream.ByteCapacity{}.B(min(maxSegment, max(minSegment, cfg.RetentionBytes/4))))
+	}
+	if segment > 0 {
+		o.SetMaxSegmentSizeBytes(stream.ByteCapacity{}.B(segment))
 	}
 	// The client takes an existing stream for declared, whatever it is.
 	names, _, err := b.partitions(ctx, name)
@@ -71,6 +77,29 @@ const (
 	minSegment   = 4 << 10
 	maxSegment   = 500_000_000
 )
+
+// optSegment is the argument that sets the size of a stream's segments.
+const optSegment = "x-stream-max-segment-size-bytes"
+
+// segmentSize returns the size of segments, or 0 for the broker's default.
+// Whole segments are removed: they must be smaller than RetentionBytes.
+func segmentSize(cfg broker.StreamConfig) (int64, error) {
+	var size int64
+	if cfg.RetentionBytes > 0 {
+		size = min(maxSegment, max(minSegment, cfg.RetentionBytes/4))
+	}
+	for k, v := range cfg.Options {
+		n, err := strconv.ParseInt(v, 10, 64)
+		switch {
+		case k != optSegment:
+			return 0, broker.Unsupported("Options[%q]: streams take %s alone", k, optSegment)
+		case err != nil || n < minSegment || n > maxSegment:
+			return 0, broker.Invalid("Options[%q] %q: want %d to %d bytes", k, v, minSegment, maxSegment)
+		}
+		size = n
+	}
+	return size, nil
+}
 
 // sameRetention compares the retention of what exists, where the management
 // API shows it.

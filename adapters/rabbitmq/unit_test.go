@@ -417,3 +417,23 @@ func TestKeyHash(t *testing.T) {
 		}
 	}
 }
+
+func TestSegmentSize(t *testing.T) {
+	for _, c := range []struct {
+		cfg  broker.StreamConfig
+		want int64
+		err  error
+	}{
+		{broker.StreamConfig{}, 0, nil},
+		{broker.StreamConfig{RetentionBytes: 1 << 20}, 1 << 18, nil},
+		{broker.StreamConfig{RetentionBytes: 100}, minSegment, nil},
+		{broker.StreamConfig{RetentionBytes: 1 << 20, Options: map[string]string{optSegment: "8192"}}, 8192, nil},
+		{broker.StreamConfig{Options: map[string]string{optSegment: "1"}}, 0, broker.ErrInvalid},
+		{broker.StreamConfig{Options: map[string]string{optSegment: "much"}}, 0, broker.ErrInvalid},
+		{broker.StreamConfig{Options: map[string]string{"x-other": "1"}}, 0, broker.ErrUnsupported},
+	} {
+		if got, err := segmentSize(c.cfg); got != c.want || !errors.Is(err, c.err) {
+			t.Errorf("%+v: %d, %v; want %d, %v", c.cfg, got, err, c.want, c.err)
+		}
+	}
+}
