@@ -25,10 +25,17 @@ var queueDedup = map[int]QueueCase{
 }
 
 // bodies receives everything there is, acknowledges it, and returns the bodies.
-func (c *C) bodies(k broker.Consumer) []string {
+func (c *C) bodies(k broker.Consumer) []string { return c.atLeast(k, 0) }
+
+// atLeast does the same, and waits until at least n have come.
+func (c *C) atLeast(k broker.Consumer, n int) []string {
 	var got []string
 	for {
-		ds := c.TryReceive(k, 10, c.h.Quiet)
+		wait := c.h.Quiet
+		if len(got) < n {
+			wait = c.h.Soon // large ones take their time
+		}
+		ds := c.TryReceive(k, 10, wait)
 		if ds == nil {
 			slices.Sort(got)
 			return got
@@ -42,7 +49,7 @@ func (c *C) bodies(k broker.Consumer) []string {
 
 func (c *C) expectBodies(k broker.Consumer, why string, want ...string) {
 	slices.Sort(want)
-	if got := c.bodies(k); !slices.Equal(got, want) {
+	if got := c.atLeast(k, len(want)); !slices.Equal(got, want) {
 		c.Errorf("%s: received %q, want %q", why, got, want)
 	}
 }

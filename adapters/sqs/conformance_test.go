@@ -4,6 +4,8 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"strconv"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -14,7 +16,7 @@ import (
 
 // harness is what the suite needs of the SQS at endpoint.
 func harness(name, endpoint string) (conformance.Harness, *atomic.Pointer[faulty]) {
-	injected := new(atomic.Pointer[faulty])
+	injected, gone := new(atomic.Pointer[faulty]), new(sync.Map)
 	open := func(secret string) func(ctx context.Context) (broker.Broker, error) {
 		return func(ctx context.Context) (broker.Broker, error) {
 			o := &Options{
@@ -26,7 +28,7 @@ func harness(name, endpoint string) (conformance.Harness, *atomic.Pointer[faulty
 			}
 			t := http.DefaultTransport.(*http.Transport).Clone()
 			t.MaxIdleConnsPerHost = 64
-			o.Transport = &switched{t, injected}
+			o.Transport = &switched{t, injected, gone}
 			return Open(ctx, o)
 		}
 	}
@@ -41,6 +43,13 @@ func harness(name, endpoint string) (conformance.Harness, *atomic.Pointer[faulty
 			}
 			return realName(kind)
 		},
+		QueueConfig: func(cfg *broker.QueueConfig) error {
+			if cfg.MaxBytes > 0 {
+				return fail("declare queue", "", broker.Unsupported("ElasticMQ has one MaximumMessageSize for all its queues"))
+			}
+			return nil
+		},
+		Quiet: 500 * time.Millisecond, // several requests, of a MiB each in some cases
 		Lease: time.Second,
 		Delay: time.Second,
 		Tick:  time.Second, // SQS counts whole seconds
@@ -83,24 +92,51 @@ func fifoOnly(h conformance.Harness) conformance.Harness {
 
 // standardOnly has no queue declared as a FIFO queue.
 func standardOnly(h conformance.Harness) conformance.Harness {
+	both := h.QueueConfig
 	h.QueueConfig = func(cfg *broker.QueueConfig) error {
 		if wantsFIFO(cfg) {
 			return fail("declare queue", "", broker.Unsupported("a standard queue has no groups and no dedup"))
 		}
-		return nil
+		return both(cfg)
 	}
 	return h
 }
 
+// inShards runs the suite, whose cases mostly wait, in several parts side by
+// side, with a harness for each: faults that one injects are its own.
+func inShards(t *testing.T, h func() conformance.Harness) {
+	t.Helper()
+	const shards = 4
+	only := [shards][]string{}
+	for i, c := range conformance.Cases() {
+		only[i%shards] = append(only[i%shards], strconv.Itoa(c.ID))
+	}
+	var wg sync.WaitGroup // t.Parallel would run no more at a time than there are processors
+	for i := range only {
+		wg.Go(func() {
+			t.Run(strconv.Itoa(i+1), func(t *testing.T) {
+				h := h()
+				h.Only = only[i]
+				conformance.Run(t, h)
+			})
+		})
+	}
+	wg.Wait()
+}
+
 func TestConformanceStandard(t *testing.T) {
-	h, _ := harness("SQS standard queue", realEndpoint(t, "sqs"))
-	conformance.Run(t, standardOnly(h))
+	inShards(t, func() conformance.Harness {
+		h, _ := harness("SQS standard queue", realEndpoint(t, "sqs"))
+		return standardOnly(h)
+	})
 }
 
 func TestConformanceFIFO(t *testing.T) {
-	h, _ := harness("SQS FIFO queue", realEndpoint(t, "sqs"))
-	h.Expected[51] = "SQS counts an attempt for each of a group that it hands out, also for those that then wait behind a redelivery"
-	conformance.Run(t, fifoOnly(h))
+	inShards(t, func() conformance.Harness {
+		h, _ := harness("SQS FIFO queue", realEndpoint(t, "sqs"))
+		h.Expected[51] = "SQS counts an attempt for each of a group that it hands out, also for those that then wait behind a redelivery"
+		return fifoOnly(h)
+	})
 }
 
 func TestConformanceSNS(t *testing.T) {

@@ -154,6 +154,9 @@ func (b *Broker) settings(ctx context.Context, name string, cfg *broker.QueueCon
 	switch {
 	case wantsFIFO(cfg) && !fifo:
 		return nil, broker.Unsupported("Ordered and dedup need a FIFO queue, whose name ends in .fifo: want %q", b.QueueName(name, *cfg))
+	case cfg.MaxPriority < 0 || cfg.MaxLength < 0 || cfg.MaxBytes < 0:
+		return nil, broker.Invalid("MaxPriority %d, MaxLength %d, MaxBytes %d: must not be negative",
+			cfg.MaxPriority, cfg.MaxLength, cfg.MaxBytes)
 	case cfg.MaxPriority > 0:
 		return nil, broker.Unsupported("MaxPriority: SQS has no priorities")
 	case cfg.MaxLength > 0:

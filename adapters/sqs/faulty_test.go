@@ -38,7 +38,7 @@ var faults = []string{"throttle", "cut", "5xx before", "5xx after", "lost answer
 func (f *faulty) choose() string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.rng.IntN(f.every) != 0 {
+	if f.every == 0 || f.rng.IntN(f.every) != 0 {
 		return ""
 	}
 	if f.only != "" {
@@ -199,18 +199,24 @@ func (f *faulty) disorder(out *http.Response, fault string) (*http.Response, err
 	return fakeResponse(200, body), nil
 }
 
-// switched passes requests on, through faults while there are some.
+// switched passes requests on, through faults while there are some. What was
+// deleted without an answer it remembers beyond them: the delete may be
+// repeated once they are over.
 type switched struct {
 	*http.Transport
 	faults *atomic.Pointer[faulty]
+	gone   *sync.Map
 }
 
 func (s *switched) RoundTrip(r *http.Request) (*http.Response, error) {
 	f := s.faults.Load()
 	if f == nil {
-		return s.Transport.RoundTrip(r)
+		if !strings.HasSuffix(r.Header.Get("X-Amz-Target"), ".DeleteMessageBatch") {
+			return s.Transport.RoundTrip(r)
+		}
+		f = &faulty{}
 	}
-	through := &faulty{next: s.Transport, every: f.every, only: f.only, skip: f.skip, gone: f.gone, rng: rand.New(rand.NewPCG(rand.Uint64(), 1))} //nolint:gosec // a test's choices
+	through := &faulty{next: s.Transport, every: f.every, only: f.only, skip: f.skip, gone: s.gone, rng: rand.New(rand.NewPCG(rand.Uint64(), 1))} //nolint:gosec // a test's choices
 	defer func() { f.bites.Add(through.bites.Load()) }()
 	return through.RoundTrip(r)
 }
