@@ -78,6 +78,20 @@ func (p *testProxy) blackHole() (stop func()) {
 	return func() { p.p.Toxics.ResetToxics(p.t.Context()) }
 }
 
+// loseAnswers lets requests through and drops what the broker says, for a
+// moment, and then breaks every connection.
+func (p *testProxy) loseAnswers() {
+	const j = `{"name":"deaf","type":"timeout","stream":"downstream","attributes":{"timeout":0}}`
+	if _, err := p.p.Toxics.AddToxicJson(strings.NewReader(j)); err != nil {
+		p.t.Error(err)
+	}
+	<-time.After(100 * time.Millisecond)
+	p.down()
+	p.p.Toxics.ResetToxics(p.t.Context())
+	p.up()
+	p.bite.Add(1)
+}
+
 // slow adds latency and takes bandwidth away.
 func (p *testProxy) slow() (stop func()) {
 	p.t.Helper()

@@ -155,6 +155,9 @@ func (s *Stream) publish(ctx context.Context, rs []broker.Record) ([]broker.Rece
 		if errs[i] = s.check(r); errs[i] != nil {
 			continue
 		}
+		if errs[i] = broker.ContextError(ctx); errs[i] != nil {
+			continue // nothing is sent with an ended context
+		}
 		p := s.partition(r, sticky)
 		sub := &submission{msg: encodeRecord(r), size: r.Size() + 64, done: make(chan struct{})}
 		sub.weight = min(s.window.max, max(s.window.min, int64(sub.size)))

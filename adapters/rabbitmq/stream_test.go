@@ -1,6 +1,7 @@
 package rabbitmq
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -132,5 +133,31 @@ func TestStreamGroup(t *testing.T) {
 			t.Fatal(err)
 		}
 		n += len(rs)
+	}
+}
+
+// TestStreamPublishEnded: with an ended context nothing is stored.
+func TestStreamPublishEnded(t *testing.T) {
+	b := testBroker(t, streamOptions)
+	s := testStream(t, b, broker.StreamConfig{})
+	if _, err := s.Publish(testContext(t), broker.Record{Value: []byte("first")}); err != nil {
+		t.Fatal(err) // the producer is up from here on
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 50 {
+		if _, err := s.Publish(ended, broker.Record{Value: []byte("never")}); !errors.Is(err, context.Canceled) || errors.Is(err, broker.ErrUnknownOutcome) {
+			t.Fatal(err)
+		}
+	}
+	n := 0
+	for _, err := range s.Read(testContext(t), broker.Range{}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		n++
+	}
+	if n != 1 {
+		t.Errorf("%d records, want 1", n)
 	}
 }
