@@ -147,3 +147,67 @@ func TestGroupsInOrder(t *testing.T) {
 		ack(t, d)
 	}
 }
+
+// TestFailedPublishIsNeverNil: as many messages are stored as Publish and
+// PublishBatch answered with nil, whatever the broker refused.
+func TestFailedPublishIsNeverNil(t *testing.T) {
+	b := testBroker(t, nil)
+	q := testQueue(t, b, broker.QueueConfig{MaxLength: 5})
+	stored := 0
+	count := func(err error) {
+		switch {
+		case err == nil:
+			stored++
+		case !errors.Is(err, broker.ErrFull):
+			t.Errorf("publish to a full queue: %v", err)
+		}
+	}
+	for range 50 {
+		_, err := q.Publish(testContext(t), broker.Message{Body: []byte("one")})
+		count(err)
+	}
+	ms := make([]broker.Message, 100)
+	_, err := q.PublishBatch(testContext(t), ms)
+	for i := range ms {
+		count(broker.ErrorAt(err, i))
+	}
+	if stored < 5 || stored > 100 {
+		t.Fatalf("%d of 150 were accepted, the limit is 5", stored)
+	}
+	s, err := b.QueueStats(testContext(t), q.Name())
+	if err != nil || s.Ready != int64(stored) {
+		t.Fatalf("%d were accepted, %d are stored, %v", stored, s.Ready, err)
+	}
+	deleteQueue(t, b, q.Name())
+	if _, err := q.Publish(testContext(t), broker.Message{Body: []byte("nowhere")}); !errors.Is(err, broker.ErrNotFound) {
+		t.Fatalf("publish to a deleted queue: %v", err)
+	}
+}
+
+// TestExpiredToOrdered: what the broker itself dead-letters into an ordered
+// queue arrives there, with a group and without.
+func TestExpiredToOrdered(t *testing.T) {
+	b := testBroker(t, nil)
+	dead := testQueue(t, b, broker.QueueConfig{Ordered: true, Shards: 2})
+	cfg := broker.QueueConfig{DeadLetter: dead.Name(), TTL: 50 * time.Millisecond}
+	plain := openTestQueue(t, b, testName(t, "plain"), cfg)
+	cfg.Ordered, cfg.Shards = true, 3
+	grouped := openTestQueue(t, b, testName(t, "grouped"), cfg)
+	want := map[string]bool{}
+	for i := range 6 {
+		for group, p := range map[string]*Queue{"": plain, fmt.Sprint("g", i): grouped} {
+			m := broker.Message{Body: fmt.Append(nil, i, group), GroupID: group}
+			publish(t, p, m)
+			want[string(m.Body)] = true
+		}
+	}
+	c := testConsumer(t, dead, nil)
+	for len(want) > 0 {
+		d := receive(t, c)
+		if !want[string(d.Body)] {
+			t.Fatalf("%q again", d.Body)
+		}
+		delete(want, string(d.Body))
+		ack(t, d)
+	}
+}

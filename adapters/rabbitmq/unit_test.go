@@ -437,3 +437,12 @@ func TestSegmentSize(t *testing.T) {
 		}
 	}
 }
+
+// TestNilLogger: without a logger everything that logs still works.
+func TestNilLogger(t *testing.T) {
+	o, err := (&Options{URLs: []string{"amqp://host/"}}).withDefaults()
+	if err != nil || o.Logger == nil {
+		t.Fatalf("%v, logger %v", err, o)
+	}
+	o.Logger.Error("nowhere")
+}
