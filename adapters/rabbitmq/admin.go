@@ -8,6 +8,7 @@ import (
 	"math"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -359,26 +360,43 @@ func (b *Broker) queueStats(ctx context.Context, queue string) (broker.QueueStat
 	if err != nil {
 		return unknown, err
 	}
+	names := info.queues()
+	seen := make([]amqp.Queue, len(names))
+	err = b.channel(ctx, func(ch *amqp.Channel) (err error) {
+		for i, n := range names {
+			if seen[i], err = ch.QueueDeclarePassive(n, true, false, false, false, nil); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil { // after ctx ended, seen may still be written to
+		return unknown, err
+	}
 	s := unknown
 	s.Ready, s.Consumers = 0, 0
-	for _, n := range info.queues() {
-		ready, consumers, err := b.inspect(ctx, n)
-		if err != nil {
-			return unknown, err
-		}
-		s.Ready += int64(ready)
-		s.Consumers = max(s.Consumers, int64(consumers)) // each consumes from all shards
+	for _, q := range seen {
+		s.Ready += int64(q.Messages)
+		s.Consumers = max(s.Consumers, int64(q.Consumers)) // each consumes from all shards
 	}
 	if b.manage == nil {
 		return s, nil
 	}
+	open, errs := make([]int64, len(names)), make([]error, len(names))
+	var wg sync.WaitGroup
+	for i, n := range names {
+		wg.Go(func() {
+			q, err := b.manage.queue(ctx, n)
+			open[i], errs[i] = q.Unacknowledged, err
+		})
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return unknown, err
+	}
 	s.InFlight = 0
-	for _, n := range info.queues() {
-		q, err := b.manage.queue(ctx, n)
-		if err != nil {
-			return unknown, err
-		}
-		s.InFlight += q.Unacknowledged
+	for _, n := range open {
+		s.InFlight += n
 	}
 	return s, nil
 }

@@ -171,7 +171,7 @@ func (c *consumer) failed(err error) {
 	}
 }
 
-// open starts a session: a channel with its prefetch.
+// open starts a session.
 func (c *consumer) open(ctx context.Context) (*session, error) {
 	g, err := c.q.b.control.get(ctx)
 	if err != nil {
@@ -194,10 +194,6 @@ func (c *consumer) openSession(g *generation) (*session, error) {
 		if _, err := ch.QueueDeclarePassive(n, true, false, false, false, nil); err != nil {
 			return nil, errors.Join(err, closeChannel(ch))
 		}
-	}
-	prefetch := max(1, c.prefetch/len(queues))
-	if err := ch.Qos(prefetch, 0, false); err != nil {
-		return nil, errors.Join(err, closeChannel(ch))
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -272,7 +268,17 @@ func (c *consumer) subscribe(s *session) error {
 		if err := broker.ContextError(c.ctx); err != nil {
 			return err
 		}
+		// Shards divide the prefetch; what has no group may fill all of it.
 		var args amqp.Table
+		prefetch := c.prefetch
+		if i < len(c.priority) {
+			prefetch = max(1, c.prefetch/len(c.priority))
+		}
+		if i == 0 || i == len(c.priority) {
+			if err := s.ch.Qos(prefetch, 0, false); err != nil {
+				return err
+			}
+		}
 		if i < len(c.priority) {
 			args = amqp.Table{"x-priority": c.priority[i]}
 		}

@@ -46,7 +46,7 @@ func newManagement(o *Options) (*management, error) {
 	m.base = u.Scheme + "://" + u.Host + strings.TrimSuffix(u.Path, "/")
 	m.client = &http.Client{
 		Timeout:   10 * time.Second,
-		Transport: &http.Transport{TLSClientConfig: o.TLS.Clone(), MaxIdleConns: 2, IdleConnTimeout: 30 * time.Second},
+		Transport: &http.Transport{TLSClientConfig: o.TLS.Clone(), MaxIdleConnsPerHost: 4, IdleConnTimeout: 30 * time.Second},
 	}
 	return m, nil
 }

@@ -47,7 +47,9 @@ type Options struct {
 	// WindowBytes their bodies and headers. 0: 1000 and 64 MiB.
 	Window      int
 	WindowBytes int
-	// Prefetch is the default of ConsumerOptions.Prefetch. 0: 256.
+	// Prefetch is the default of ConsumerOptions.Prefetch. 0: 256. The shards
+	// of an ordered queue divide it; beside them as many messages without a
+	// group are prefetched.
 	Prefetch int
 	// MaxMessageBytes refuses larger messages before they are sent; it should
 	// equal the broker's max_message_size. 0: 16 MiB, RabbitMQ 4's default.
