@@ -268,9 +268,10 @@ func (c *consumer) subscribe(s *session) error {
 		if err := broker.ContextError(c.ctx); err != nil {
 			return err
 		}
-		// Shards divide the prefetch; what has no group may fill all of it.
+		// Shards divide the prefetch; what has no group may fill a quarter, so
+		// that a consumer leaves some to others.
 		var args amqp.Table
-		prefetch := c.prefetch
+		prefetch := max(1, c.prefetch/4)
 		if i < len(c.priority) {
 			prefetch = max(1, c.prefetch/len(c.priority))
 		}

@@ -48,7 +48,7 @@ type Options struct {
 	Window      int
 	WindowBytes int
 	// Prefetch is the default of ConsumerOptions.Prefetch. 0: 256. The shards
-	// of an ordered queue divide it; beside them as many messages without a
+	// of an ordered queue divide it; beside them a quarter as many messages without a
 	// group are prefetched.
 	Prefetch int
 	// MaxMessageBytes refuses larger messages before they are sent; it should
