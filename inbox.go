@@ -254,6 +254,15 @@ func (b *Inbox) WaitBelow(ctx context.Context, n int) error {
 
 const sweepInterval = time.Second
 
+// Sweep gives back what stands behind a delivery that was lost without anyone
+// saying so; an adapter that does not use WaitBelow calls it now and then.
+func (b *Inbox) Sweep() {
+	b.mu.Lock()
+	back := b.sweep()
+	b.mu.Unlock()
+	b.back(back)
+}
+
 // sweep frees the groups whose open delivery is lost and returns what waited.
 func (b *Inbox) sweep() []*Delivery {
 	var back []*Delivery

@@ -114,6 +114,25 @@ func TestInboxWaitBelowFreesWhatNobodyWill(t *testing.T) {
 	})
 }
 
+func TestInboxSweep(t *testing.T) {
+	var back []*broker.Delivery
+	b := broker.NewInbox(func(ds []*broker.Delivery) { back = append(back, ds...) })
+	first, held := delivery("a0", "a"), delivery("b0", "b")
+	b.Put(first, delivery("a1", "a"), held, delivery("b1", "b"))
+	if _, err := b.Receive(t.Context(), 2); err != nil {
+		t.Fatal(err)
+	}
+	if b.Sweep(); len(back) != 0 {
+		t.Fatalf("%d given back while both groups' first are open", len(back))
+	}
+	if !first.Lose() {
+		t.Fatal("cannot lose an open delivery")
+	}
+	if b.Sweep(); len(back) != 1 || back[0].ID != "a1" || b.Len() != 1 {
+		t.Errorf("%d given back, %d left", len(back), b.Len())
+	}
+}
+
 func TestInboxCloseAndErrors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		given := 0
