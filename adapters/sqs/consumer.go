@@ -36,8 +36,10 @@ type Consumer struct {
 	reserved int // of polls under way
 	pollers  int
 	handed   rate
-	received time.Time   // the last Receive began or ended
-	unread   *time.Timer // runs while something is buffered and nobody receives
+	received time.Time         // the last Receive began or ended
+	unread   *time.Timer       // runs while something is buffered and nobody receives
+	waiting  *time.Timer       // runs while something waits for its group, see waiting.go
+	again    map[string]window // by FIFO group: a message that was given back comes again
 	closed   bool
 	released chan struct{} // closed and replaced when held shrinks
 }
@@ -46,10 +48,11 @@ type Consumer struct {
 type hold struct {
 	d       *broker.Delivery
 	receipt string
-	since   time.Time // received: a receipt holds 12 h from then at most
-	lock    string    // the FIFO group as SQS has it
-	tenant  string    // GroupID of a fair queue
-	handed  bool      // to the program
+	since   time.Time       // received: a receipt holds 12 h from then at most
+	lock    string          // the FIFO group as SQS has it
+	tenant  string          // GroupID of a fair queue
+	handed  bool            // to the program
+	kept    <-chan struct{} // closed when an extension under way has its answer
 }
 
 func newConsumer(q *Queue, opts *broker.ConsumerOptions) (*Consumer, error) {
@@ -65,6 +68,7 @@ func newConsumer(q *Queue, opts *broker.ConsumerOptions) (*Consumer, error) {
 		held:     map[uint64]hold{},
 		sweepAt:  1024,
 		released: make(chan struct{}),
+		again:    map[string]window{},
 	}
 	if opts != nil && opts.Lease > 0 {
 		c.lease = opts.Lease
@@ -128,7 +132,7 @@ func (c *Consumer) got(n int, ds []*broker.Delivery) {
 
 // watchUnread sees to it that what nobody receives for an eighth of the lease
 // goes back to the queue, so that a program that stands still does not keep
-// messages from others. It costs them an attempt, as the lease's end would.
+// messages from others, but for what waits behind an open one of its group. It costs them an attempt, as the lease's end would.
 func (c *Consumer) watchUnread() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -155,8 +159,9 @@ func (c *Consumer) returnUnread() {
 	}
 	c.unread = nil
 	var ds []*broker.Delivery
+	groups := c.openGroups(time.Now())
 	for _, h := range c.held {
-		if !h.handed {
+		if !h.handed && !groups[h.d.GroupID] {
 			ds = append(ds, h.d)
 		}
 	}
@@ -256,7 +261,7 @@ func (c *Consumer) disown(ds []*broker.Delivery) []settlement {
 			continue
 		}
 		if d.Lose() {
-			items = append(items, settlement{receipt: h.receipt, release: true})
+			items = append(items, settlement{receipt: h.receipt, release: true, after: h.kept})
 			c.release(d.Token())
 		} else if d.Settled() {
 			c.release(d.Token())
@@ -285,8 +290,10 @@ func (c *Consumer) makeVisible(ctx context.Context, items []settlement) {
 func (c *Consumer) stop() {
 	c.mu.Lock()
 	c.closed = true
-	if c.unread != nil {
-		c.unread.Stop()
+	for _, t := range []*time.Timer{c.unread, c.waiting} {
+		if t != nil {
+			t.Stop()
+		}
 	}
 	c.mu.Unlock()
 	c.stopped()

@@ -17,8 +17,11 @@
 //
 // A FIFO message without a GroupID gets a group of its own. While a message of
 // a group is open its successors wait: in the consumer where SQS handed out
-// several at once, which costs those an attempt if their lease (the queue's
-// visibility timeout, or ConsumerOptions.Lease) passes meanwhile. A standard
+// several at once, which keeps their leases alive meanwhile. A Nack gives those
+// back too, since the nacked one comes first, and SQS counts that as an attempt
+// of theirs; polls then ask for one message each until that one is settled, so
+// that a message that fails time and again does not use up its successors'
+// attempts. A standard
 // queue refuses GroupID, or takes it as the tenant of fair queues
 // (Options.FairGroups), without order.
 //

@@ -51,7 +51,9 @@ func (c *Consumer) poll() {
 func (c *Consumer) claim() (n int, end bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	n = c.free()
+	if n = c.free(); n > 1 && c.expecting() {
+		n = 1
+	}
 	if c.closed || n == 0 && c.pollers > 1 {
 		c.pollers--
 		return 0, true
@@ -199,6 +201,7 @@ func (c *Consumer) take(ms []types.Message, at time.Time) {
 	c.inbox.Put(ds...)
 	if len(ds) > 0 {
 		c.watchUnread()
+		c.watchWaiting()
 	}
 }
 

@@ -19,6 +19,9 @@ type settlement struct {
 	// release: the message is given away. Done twice, it could take the message
 	// from the next holder, so it is not tried again once it may have been done.
 	release bool
+	// after, if set, is closed when an earlier change has its answer, which
+	// must not be carried out after this one.
+	after <-chan struct{}
 }
 
 type none = struct{}
@@ -110,6 +113,13 @@ func (s *settler) many(ctx context.Context, to *settleBatcher, items []settlemen
 	index := make([]int, len(items))
 	for i := range index {
 		index[i] = i
+		if items[i].after == nil {
+			continue
+		}
+		select {
+		case <-items[i].after:
+		case <-ctx.Done():
+		}
 	}
 	for try := 1; len(items) > 0; try++ {
 		var again []settlement

@@ -58,7 +58,7 @@ type plan struct {
 
 func (p *plan) add(i int, h *hold, sec int32, release bool) {
 	p.at = append(p.at, i)
-	p.items = append(p.items, settlement{receipt: h.receipt, seconds: sec, release: release})
+	p.items = append(p.items, settlement{receipt: h.receipt, seconds: sec, release: release, after: h.kept})
 	p.leases = append(p.leases, h.d.LeaseExpires())
 }
 
@@ -152,7 +152,7 @@ func (c *Consumer) move(ctx context.Context, batch []broker.Outcome, p *plan) {
 			c.q.b.log.WarnContext(ctx, "sqs: dead-lettering failed; giving the message back instead",
 				"queue", c.q.t.name, "id", o.Delivery.ID, "error", o.Err)
 			nacked.at = append(nacked.at, i)
-			nacked.items = append(nacked.items, settlement{dead.copies[j].receipt, seconds(o.Verdict.Delay), true})
+			nacked.items = append(nacked.items, settlement{receipt: dead.copies[j].receipt, seconds: seconds(o.Verdict.Delay), release: true})
 			nacked.leases = append(nacked.leases, dead.copies[j].until)
 		}
 	}
@@ -169,12 +169,17 @@ func (c *Consumer) finish(batch []broker.Outcome) {
 		if lost || o.Err == nil && !extend {
 			c.drop(o.Delivery)
 			if lost || o.Verdict.Kind == broker.VerdictNack {
+				c.expect(o.Delivery.GroupID, o.Verdict.Delay)
 				c.inbox.Undo(o.Delivery)
 			} else {
+				c.settled(o.Delivery.GroupID)
 				c.inbox.Done(o.Delivery)
 			}
 		}
 		o.Err = fail(o.Verdict.Kind.String(), c.q.t.name, o.Err)
+	}
+	if c.q.t.fifo && c.inbox.Ready() > 0 { // what waited for its group
+		c.watchUnread()
 	}
 }
 
