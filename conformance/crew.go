@@ -13,8 +13,8 @@ import (
 func (c *C) rules(q broker.Queue) QueueRules {
 	caps := q.Capabilities()
 	return QueueRules{
-		Ordered: caps.Groups, Attempts: caps.Attempts && !c.h.Duplicates, MaxAttempts: caps.MaxAttempts,
-		ExactlyOnce: !c.h.Duplicates, Early: c.h.Tick,
+		Ordered: caps.Groups, Attempts: caps.Attempts && !c.h.Duplicates && !c.h.Faulty, MaxAttempts: caps.MaxAttempts,
+		ExactlyOnce: !c.h.Duplicates && !c.h.Faulty, Faulty: c.h.Faulty, Early: c.h.Tick,
 	}
 }
 

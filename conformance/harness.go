@@ -44,6 +44,10 @@ type Harness struct {
 	// then without any fault (SQS standard queues). They are then counted
 	// instead of failing the case.
 	Duplicates bool
+	// Faulty: what Open returns meets faults all the time. Histories are then
+	// judged as under a Fault: a message whose lost answer was followed by a
+	// repetition may have two holders, but nothing may be lost or out of order.
+	Faulty bool
 
 	// Restart stops the broker in good order and starts it again; nil: cannot.
 	Restart func(ctx context.Context) error

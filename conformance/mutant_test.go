@@ -322,3 +322,32 @@ func mutantHarness(t *testing.T, m *mutation, only ...string) Harness {
 		},
 	}
 }
+
+// twice stores a second copy, as a publish that is repeated after a lost answer.
+func twice(q *mutantQueue, ctx context.Context, ms []broker.Message) ([]broker.Receipt, error) {
+	if _, err := q.Queue.PublishBatch(ctx, ms); err != nil {
+		return nil, err
+	}
+	return q.Queue.PublishBatch(ctx, ms)
+}
+
+// Faulty excuses what a lost answer explains, a second copy, and no loss.
+func TestFaultyHarness(t *testing.T) {
+	for _, test := range []struct {
+		name, by string
+		m        mutation
+		faulty   bool
+		want     Status
+	}{
+		{"a message is stored twice", "AckedNotLost", mutation{send: twice}, false, StatusFail},
+		{"a message is stored twice", "AckedNotLost", mutation{send: twice}, true, StatusPass},
+		{"a message is lost", "AckedNotLost", mutation{send: drop(func(n int) bool { return n == 77 })}, true, StatusFail},
+	} {
+		h := mutantHarness(t, &test.m, test.by)
+		h.Faulty = test.faulty
+		report, err := Check(t.Context(), h)
+		if err != nil || len(report.Results) != 1 || report.Results[0].Status != test.want {
+			t.Errorf("%s, faulty %t: %v, %+v", test.name, test.faulty, err, report.Results)
+		}
+	}
+}

@@ -49,8 +49,6 @@ func (c *Consumer) keepWaiting() {
 		c.mu.Unlock()
 		return
 	}
-	c.work.Add(1)
-	defer c.work.Done()
 	now := time.Now()
 	done := make(chan struct{})
 	groups := c.openGroups(now)
@@ -69,9 +67,9 @@ func (c *Consumer) keepWaiting() {
 		leases = append(leases, lease)
 	}
 	c.mu.Unlock()
-	// Not c.ctx: an extension that is cut off could be carried out after the
-	// message was given back.
-	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	// Neither c.ctx nor a short time: an extension that nobody waits for any
+	// more could be carried out after the message was given back.
+	ctx, cancel := context.WithTimeout(context.Background(), 2*c.q.b.o.RequestTimeout)
 	defer cancel()
 	errs := c.q.settles.many(ctx, c.q.settles.changes, items, leases)
 	c.mu.Lock()
