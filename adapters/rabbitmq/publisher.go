@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -347,7 +348,7 @@ func (b *flightBatch) run(ctx context.Context, todo []int) (again []int) {
 		case err == nil:
 			b.flights = append(b.flights, f)
 			continue
-		case errors.Is(err, amqp.ErrClosed) || b.cc.ch.IsClosed():
+		case errors.Is(err, amqp.ErrClosed) || b.cc.ch.IsClosed() || broken(err):
 			again = todo[n:]
 		default:
 			for _, j := range todo[n:] {
@@ -360,6 +361,12 @@ func (b *flightBatch) run(ctx context.Context, todo []int) (again []int) {
 		b.land(ctx)
 	}
 	return append(b.finish(), again...)
+}
+
+// broken tells that a write failed: the client closes the channel a moment later.
+func broken(err error) bool {
+	_, ok := errors.AsType[*net.OpError](err)
+	return ok
 }
 
 func (b *flightBatch) send(ctx context.Context, i int) (flight, error) {
