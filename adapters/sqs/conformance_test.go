@@ -49,7 +49,7 @@ func harness(name, endpoint string) (conformance.Harness, *atomic.Pointer[faulty
 			}
 			return nil
 		},
-		Soon:  20 * time.Second, // ElasticMQ is slow with many FIFO groups
+		Soon:  20 * time.Second,       // ElasticMQ is slow with many FIFO groups
 		Quiet: 500 * time.Millisecond, // several requests, of a MiB each in some cases
 		Lease: time.Second,
 		Delay: time.Second,
