@@ -74,7 +74,13 @@ func runMember(orders []byte) (err error) {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	k, err := kafka.OpenURL(ctx, m.Kafka)
+	// A killed member's partitions are free once its session has ended.
+	o, err := kafka.ParseURL(m.Kafka)
+	if err != nil {
+		return err
+	}
+	o.SessionTimeout, o.HeartbeatInterval, o.RebalanceTimeout = 6*time.Second, time.Second, 20*time.Second
+	k, err := kafka.Open(ctx, o)
 	if err != nil {
 		return err
 	}
