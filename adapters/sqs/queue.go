@@ -309,10 +309,10 @@ func (q *Queue) Close() error {
 	wg.Wait()
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
-	q.sends.close(ctx)
+	_ = q.sends.close(ctx) // ctx's error: who waited for an answer got his own
 	q.settles.close(ctx)
 	if q.dead != nil {
-		q.deadSend().close(ctx)
+		_ = q.deadSend().close(ctx)
 	}
 	q.b.remove(q)
 	if q.onClose != nil {
