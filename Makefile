@@ -31,7 +31,7 @@ GOTEST := $(GO) test -p $(P) -timeout $(TIMEOUT)
 NO_BROKERS := env -u BROKER_TEST_KAFKA -u BROKER_TEST_RABBITMQ -u BROKER_TEST_SQS -u BROKER_TEST_SNS
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-fast test-race conformance bench fuzz lint images image deploy-check up down env status cover engine runner clean
+.PHONY: help test test-fast test-race conformance guarantees bench fuzz lint images image deploy-check up down env status cover engine runner clean
 
 help: ## print this list
 	@awk '!/^#/ { exit } { sub(/^# ?/, ""); print }' $(MAKEFILE_LIST)
@@ -49,6 +49,11 @@ test-fast: ## run everything that needs no broker, below a minute
 
 conformance: engine runner ## run the conformance suite alone, on every adapter
 	$(RUNNER) -only $(BROKERS) run -- $(GOTEST) -run Conformance $(ARGS) ./conformance/... ./adapters/...
+
+guarantees: engine runner ## run the conformance suite and write docs/guarantees.md from its reports
+	rm -rf .cache/reports
+	CONFORMANCE_REPORTS=$(CURDIR)/.cache/reports $(RUNNER) -only $(BROKERS) run -- $(GOTEST) -run 'Conformance|TestMemory(Queue|Stream)$$' $(ARGS) ./conformance ./adapters/...
+	$(GO) run ./conformance/cmd/guarantees .cache/reports/*.json > docs/guarantees.md
 
 cover: engine runner ## run all tests and write coverage.out and coverage.html
 	$(RUNNER) -only $(BROKERS) run -- $(GOTEST) -coverpkg=./... -coverprofile=coverage.out $(ARGS) $(PKG)

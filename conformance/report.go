@@ -2,8 +2,12 @@ package conformance
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/queuestream/broker"
@@ -80,6 +84,33 @@ func (r *Report) WriteJSON(w io.Writer) error {
 		return fmt.Errorf("conformance: write report: %w", err)
 	}
 	return nil
+}
+
+// reportsEnv names the directory that Run leaves its reports in.
+const reportsEnv = "CONFORMANCE_REPORTS"
+
+// save writes the report into the directory that the environment names, if it
+// names one, as name-version.json.
+func (r *Report) save() (err error) {
+	dir := os.Getenv(reportsEnv)
+	if dir == "" {
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		return fmt.Errorf("conformance: %s: %w", reportsEnv, err)
+	}
+	name := strings.Map(func(c rune) rune {
+		if c == '/' || c == ' ' || c < ' ' {
+			return '-'
+		}
+		return c
+	}, strings.TrimSuffix(r.Name+"-"+r.Version, "-"))
+	f, err := os.Create(filepath.Join(dir, name+".json")) //nolint:gosec // the user names the directory
+	if err != nil {
+		return fmt.Errorf("conformance: %s: %w", reportsEnv, err)
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	return r.WriteJSON(f)
 }
 
 // ReadReport reads what WriteJSON wrote.

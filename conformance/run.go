@@ -12,7 +12,8 @@ import (
 
 // Run runs the suite under t, a *testing.T or what looks like one: each case is
 // a part of its own, named kind/number-name. It returns the report, which holds
-// the cases that were run.
+// the cases that were run, and writes it as JSON into the directory that the
+// environment variable CONFORMANCE_REPORTS names, if it does.
 func Run[S interface {
 	T
 	Run(name string, f func(S)) bool
@@ -46,6 +47,9 @@ func Run[S interface {
 	}
 	report.Elapsed = time.Since(report.Started)
 	t.Logf("%s", report.Summary())
+	if err := report.save(); err != nil {
+		t.Errorf("%v", err)
+	}
 	return report
 }
 

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -216,5 +218,26 @@ func TestAnswerLostOnMemory(t *testing.T) {
 	}
 	if r := Run(t, h).Find(91, Queue); r == nil || r.Status != StatusPass {
 		t.Errorf("%+v", r)
+	}
+}
+
+// Run leaves its report where the environment says.
+func TestReportsDirectory(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "reports")
+	t.Setenv(reportsEnv, dir)
+	h := realHarness("1")
+	h.Name, h.Version = "a name", "1.2"
+	want := Run(t, h)
+	f, err := os.Open(filepath.Join(dir, "a-name-1.2.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	got, err := ReadReport(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got.Results) != len(want.Results) || got.Find(1, Queue) == nil {
+		t.Errorf("read %+v", got.Results)
 	}
 }
