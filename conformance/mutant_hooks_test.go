@@ -22,7 +22,7 @@ func onVerdict(kind broker.VerdictKind, f func(k *mutantConsumer, ctx context.Co
 	}
 }
 
-func nothing(*mutantConsumer, context.Context, *broker.Delivery) error { return nil } //nolint:revive // a hook: the receiver comes first
+func nothing(*mutantConsumer, context.Context, *broker.Delivery) error { return nil }
 
 func as(kind broker.VerdictKind) func(k *mutantConsumer, ctx context.Context, d *broker.Delivery) error {
 	return func(k *mutantConsumer, ctx context.Context, d *broker.Delivery) error {
@@ -74,7 +74,7 @@ func onlyOnce(key func(q *mutantQueue, m *broker.Message) string) func(*mutantQu
 
 // lazySend answers at once and sends a moment later, unless the connection was
 // closed by then.
-func lazySend(q *mutantQueue, ctx context.Context, ms []broker.Message) ([]broker.Receipt, error) { //nolint:revive // a hook: the receiver comes first
+func lazySend(q *mutantQueue, ctx context.Context, ms []broker.Message) ([]broker.Receipt, error) {
 	ms, before := slices.Clone(ms), q.s.count(0)
 	rs := make([]broker.Receipt, len(ms))
 	for i := range ms {
@@ -100,7 +100,7 @@ func fakeLease(k *mutantConsumer, d *broker.Delivery) {
 }
 
 // hoard takes everything there is ahead of Receive.
-func hoard(k *mutantConsumer, ctx context.Context, max int) ([]*broker.Delivery, error) { //nolint:revive // a hook: the receiver comes first
+func hoard(k *mutantConsumer, ctx context.Context, max int) ([]*broker.Delivery, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if max <= 0 {

@@ -385,7 +385,7 @@ func keepOldest(s *mutantStream) func([]*broker.Record) {
 }
 
 // endless reads on and on, until its context ends.
-func endless(s *mutantStream, ctx context.Context, r broker.Range) iter.Seq2[*broker.Record, error] { //nolint:revive // a hook: the receiver comes first
+func endless(s *mutantStream, ctx context.Context, r broker.Range) iter.Seq2[*broker.Record, error] {
 	return func(yield func(*broker.Record, error) bool) {
 		for rec, err := range s.Stream.Read(ctx, r) {
 			if !yield(rec, err) || err != nil {
@@ -402,7 +402,7 @@ func uncommitted(_ *mutantStream, group string, o *broker.GroupOptions) string {
 	return group
 }
 
-func readUncommitted(s *mutantStream, ctx context.Context, r broker.Range) iter.Seq2[*broker.Record, error] { //nolint:revive // a hook: the receiver comes first
+func readUncommitted(s *mutantStream, ctx context.Context, r broker.Range) iter.Seq2[*broker.Record, error] {
 	r.ReadCommitted = false
 	return s.Stream.Read(ctx, r)
 }
@@ -423,7 +423,7 @@ func moved(rs []*broker.Record, by int64) []*broker.Record {
 }
 
 // prefetch keeps what it has fetched, whatever happens meanwhile.
-func prefetch(m *mutantMember, ctx context.Context, max int) ([]*broker.Record, error) { //nolint:revive // a hook: the receiver comes first
+func prefetch(m *mutantMember, ctx context.Context, max int) ([]*broker.Record, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if len(m.stash) == 0 {
