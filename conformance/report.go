@@ -96,7 +96,7 @@ func (r *Report) save() (err error) {
 	if dir == "" {
 		return nil
 	}
-	if err := os.MkdirAll(dir, 0o750); err != nil {
+	if err := os.MkdirAll(dir, 0o750); err != nil { //nolint:gosec // the user names the directory
 		return fmt.Errorf("conformance: %s: %w", reportsEnv, err)
 	}
 	name := strings.Map(func(c rune) rune {
