@@ -1,5 +1,5 @@
 // Command guarantees writes the guarantee matrix, in Markdown, of one or more
-// reports of the conformance suite:
+// reports of the conformance suite, and a line on each to standard error:
 //
 //	go run ./conformance/cmd/guarantees report.json… > docs/guarantees.md
 package main
@@ -14,13 +14,13 @@ import (
 )
 
 func main() {
-	if err := run(os.Args[1:], os.Stdout); err != nil {
+	if err := run(os.Args[1:], os.Stdout, os.Stderr); err != nil {
 		fmt.Fprintln(os.Stderr, "guarantees:", err)
 		os.Exit(1)
 	}
 }
 
-func run(paths []string, out io.Writer) error {
+func run(paths []string, out, summary io.Writer) error {
 	if len(paths) == 0 {
 		return errors.New("no report: usage: guarantees report.json… > docs/guarantees.md")
 	}
@@ -31,6 +31,9 @@ func run(paths []string, out io.Writer) error {
 			return fmt.Errorf("%s: %w", path, err)
 		}
 		reports = append(reports, r)
+		if _, err := fmt.Fprintln(summary, r.Summary()); err != nil {
+			return err
+		}
 	}
 	return conformance.WriteGuarantees(out, reports...)
 }

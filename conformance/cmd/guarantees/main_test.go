@@ -30,8 +30,8 @@ func TestRun(t *testing.T) {
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}
-	var out bytes.Buffer
-	if err := run([]string{path}, &out); err != nil {
+	var out, summary bytes.Buffer
+	if err := run([]string{path}, &out, &summary); err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
@@ -44,6 +44,9 @@ func TestRun(t *testing.T) {
 			t.Errorf("no %q in:\n%s", want, out.String())
 		}
 	}
+	if !strings.Contains(summary.String(), " failed, ") {
+		t.Errorf("the summary is %q", summary.String())
+	}
 	if strings.Contains(out.String(), "## Streams") {
 		t.Error("a table for streams, and no stream was tested")
 	}
@@ -55,7 +58,7 @@ func TestRunFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, paths := range [][]string{nil, {"missing.json"}, {bad}} {
-		if err := run(paths, &bytes.Buffer{}); err == nil {
+		if err := run(paths, &bytes.Buffer{}, &bytes.Buffer{}); err == nil {
 			t.Errorf("%q: no error", paths)
 		}
 	}
