@@ -57,7 +57,7 @@ type Processor struct {
 	// with the error.
 	Retry        RetryPolicy
 	DeadLetter   DeadLetterFunc // see DeadLetterTo and DeadLetterStream
-	DrainTimeout time.Duration  // 0: 30 s. Handlers still running then are told so, and have 5 s more
+	DrainTimeout time.Duration  // 0: 30 s, for handlers and the last commit. Handlers still running then are told so, and have 5 s more
 	Logger       *slog.Logger   // nil: slog.Default()
 	// Observe is told what happens. It is called from many goroutines and must
 	// not block.
@@ -314,6 +314,7 @@ func (r *processorRun) drain() error {
 	}
 	var errs []error
 	stuck := false
+	deadline := time.Now().Add(timeout)
 	r.mu.Lock()
 	parts := make([]*partition, 0, len(r.parts))
 	for _, pt := range r.parts {
@@ -329,7 +330,9 @@ func (r *processorRun) drain() error {
 				ErrShutdown, r.p.counters.running.Load(), timeout, graceTimeout))
 		}
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.ctx), graceTimeout)
+	// A commit may have to wait for a rebalance; without it what is done would
+	// be done again.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.ctx), max(time.Until(deadline), graceTimeout))
 	defer cancel()
 	if err := r.commit(ctx, parts); err != nil {
 		errs = append(errs, err)
