@@ -271,9 +271,12 @@ func (c *consumer) subscribe(s *session) error {
 		// Shards divide the prefetch; what has no group may fill a quarter, so
 		// that a consumer leaves some to others.
 		var args amqp.Table
-		prefetch := max(1, c.prefetch/4)
-		if i < len(c.priority) {
+		prefetch := c.prefetch
+		switch {
+		case i < len(c.priority):
 			prefetch = max(1, c.prefetch/len(c.priority))
+		case len(c.priority) > 0:
+			prefetch = max(1, c.prefetch/4)
 		}
 		if i == 0 || i == len(c.priority) {
 			if err := s.ch.Qos(prefetch, 0, false); err != nil {
