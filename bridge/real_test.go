@@ -296,8 +296,8 @@ func (o *oracle) until(t *testing.T, n int) {
 			return
 		case got != last:
 			last, since = got, time.Now()
-		case time.Since(since) > 90*time.Second:
-			t.Fatalf("%d of %d arrived, and no more for 90 s", got, n)
+		case time.Since(since) > 4*time.Minute:
+			t.Fatalf("%d of %d arrived, and no more for 4 min", got, n)
 		}
 	}
 }
