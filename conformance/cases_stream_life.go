@@ -377,10 +377,12 @@ func streamNoLeaks(c *C, s broker.Stream) {
 	}
 	use() // what is made once stays
 	before := runtime.NumGoroutine()
-	for range 3 {
+	const cycles = 6
+	for range cycles {
 		use()
 	}
-	if !c.Until(c.Harness().Soon, func() bool { return runtime.NumGoroutine() <= before }) {
+	// One for each second cycle is a leak; less comes and goes beside the case.
+	if !c.Until(c.Harness().Soon, func() bool { return runtime.NumGoroutine() < before+cycles/2 }) {
 		buf := make([]byte, 64<<10)
 		c.Errorf("%d goroutines after Close, before there were %d\n%s", runtime.NumGoroutine(), before, buf[:runtime.Stack(buf, true)])
 	}
