@@ -4,14 +4,14 @@
 #   PKG      packages                       (./...)
 #   ARGS     further arguments of go test
 #   BROKERS  brokers to start               (kafka,rabbitmq,sqs,sns)
-#   P        packages tested side by side   (2)
+#   P        packages tested side by side   (1: brokers need cores too)
 #   TIMEOUT  of one package's tests         (20m)
 #   FUZZTIME of each fuzz target            (20s)
 
 PKG      ?= ./...
 ARGS     ?=
 BROKERS  ?= kafka,rabbitmq,sqs,sns
-P        ?= 2
+P        ?= 1
 TIMEOUT  ?= 20m
 FUZZTIME ?= 20s
 
