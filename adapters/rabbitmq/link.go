@@ -263,19 +263,15 @@ func (l *link) dial(ctx context.Context) (*generation, error) {
 		if err != nil {
 			return nil, err
 		}
-		if deadline, ok := ctx.Deadline(); ok {
-			if err := c.SetDeadline(deadline); err != nil {
-				return nil, errors.Join(err, c.Close())
-			}
-		}
-		// The handshake takes no context: closing the socket ends it.
+		// The handshake takes no context: closing the socket ends it. A deadline
+		// of the socket's own would race with ctx for the error.
 		abort = context.AfterFunc(ctx, func() { _ = c.Close() })
 		socket = newPipe(c)
 		return socket, nil
 	}
 	conn, err := amqp.DialConfig(raw, cfg)
-	if !abort() && err == nil { // ctx ended, and the socket is closed
-		err = broker.ContextError(ctx)
+	if !abort() { // ctx ended, and the socket is closed: whatever came of it
+		err = unavailable(ctx, err)
 	}
 	if err != nil {
 		if socket != nil {
