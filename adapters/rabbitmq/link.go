@@ -272,6 +272,8 @@ func (l *link) dial(ctx context.Context) (*generation, error) {
 	conn, err := amqp.DialConfig(raw, cfg)
 	if !abort() { // ctx ended, and the socket is closed: whatever came of it
 		err = unavailable(ctx, err)
+	} else if e, ok := errors.AsType[net.Error](err); ok && e.Timeout() { // the dialer may be a moment ahead of ctx
+		err = fmt.Errorf("%w: %w", context.DeadlineExceeded, err)
 	}
 	if err != nil {
 		if socket != nil {

@@ -410,9 +410,6 @@ func TestSilentServer(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), wait)
 		_, err = Open(ctx, o)
 		check(err)
-		if ctx.Err() == nil {
-			t.Error("Open returned before its context ended")
-		}
 		cancel()
 		o.DialTimeout = wait
 		_, err = Open(t.Context(), o)
