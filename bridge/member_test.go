@@ -74,6 +74,7 @@ func runMember(orders []byte) (err error) {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
+	go m.endWithParent()
 	// A killed member's partitions are free once its session has ended.
 	o, err := kafka.ParseURL(m.Kafka)
 	if err != nil {
@@ -121,7 +122,30 @@ func runMember(orders []byte) (err error) {
 	if rt.DeadLetter, err = q.Queue(ctx, m.Dead, nil); err != nil {
 		return err
 	}
+	go m.report(ctx, rt)
 	return rt.Run(ctx)
+}
+
+// endWithParent ends the process when its parent has: that holds the other end
+// of stdin.
+func (m *member) endWithParent() {
+	_, err := io.Copy(io.Discard, os.Stdin)
+	fmt.Fprintln(os.Stderr, "member: the test is gone", err)
+	os.Exit(3)
+}
+
+// report says each second how far the member is, for the log of a failed test.
+func (m *member) report(ctx context.Context, rt *Route) {
+	for tick := time.Tick(time.Second); ; {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick:
+			s := rt.Stats()
+			fmt.Fprintf(os.Stderr, "%s in %d, enqueued %d, parked %d, retried %d, window %d of %v\n", now.Format("04:05.0"),
+				s.In, s.Enqueued, s.Parked, s.Retried, s.WindowRecords, s.WindowAge.Round(time.Millisecond))
+		}
+	}
 }
 
 func newTransport() http.RoundTripper {
