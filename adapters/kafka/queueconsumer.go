@@ -32,8 +32,10 @@ type Consumer struct {
 	closed   bool
 	draining bool
 	wanted   int       // by Receives that wait
+	stock    int       // deliveries that lie ready for them
 	deadline time.Time // of the last of them
 	since    time.Time // when the last of them ended
+	busy     time.Time // when a fetch last brought something
 	seq      uint64
 	locks    map[uint64]*shareLock // by token
 	nodes    map[int32]*shareNode
@@ -67,6 +69,7 @@ type shareLock struct {
 	offset   int64
 	token    uint64
 	locked   time.Time // until when the broker holds it for us, unless renewed
+	stocked  bool      // ready to be received
 	handed   bool      // to the program
 	moving   bool      // to another topic, by the consumer itself
 	gone     bool
@@ -86,7 +89,13 @@ const (
 	// handedWait is how long a fetch may wait while deliveries are open:
 	// settling them waits behind it.
 	handedWait = 25 * time.Millisecond
-	idleWait   = 500 * time.Millisecond
+	// busyWait is how long a fetch may wait while there was work a moment ago,
+	// idleWait how long it may at most: what another consumer gives back ends
+	// no fetch that waits already, so that is how late it may be seen.
+	busyWait = 50 * time.Millisecond
+	idleWait = 500 * time.Millisecond
+	// calmDown is what part of the time without work a fetch waits.
+	calmDown = 8
 )
 
 func newConsumer(q *Queue, o *broker.ConsumerOptions) (*Consumer, error) {
@@ -123,65 +132,84 @@ func (c *Consumer) Name() string { return c.q.name }
 
 // Receive does what broker.Consumer promises.
 func (c *Consumer) Receive(ctx context.Context, max int) ([]*broker.Delivery, error) {
-	if max > 0 && ctx.Err() == nil {
-		c.want(ctx, max)
-		defer c.want(ctx, -max)
-	}
-	ds, err := c.inbox.Receive(ctx, max)
-	if len(ds) > 0 {
-		ds = c.hand(ds)
-		if len(ds) == 0 {
-			return c.Receive(ctx, max)
+	for {
+		wanted := 0
+		if max > 0 && ctx.Err() == nil {
+			wanted = max
+			c.want(ctx, wanted)
+		}
+		ds, err := c.inbox.Receive(ctx, max)
+		if ds = c.hand(ds, wanted); len(ds) > 0 || err != nil {
+			return ds, fail("receive", c.q.name, err)
 		}
 	}
-	return ds, fail("receive", c.q.name, err)
 }
 
+// want notes that a Receive waits for at most n.
 func (c *Consumer) want(ctx context.Context, n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.wanted += n
 	c.since = time.Now()
+	until, ok := ctx.Deadline()
+	if !ok {
+		until = c.since.Add(broker.MaxDuration)
+	}
+	if until.After(c.deadline) {
+		c.deadline = until
+	}
+	c.wakeAll()
+}
+
+// hand notes what the program gets for the wanted ones, and leaves out what
+// was lost meanwhile.
+func (c *Consumer) hand(ds []*broker.Delivery, wanted int) []*broker.Delivery {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	c.wanted -= wanted
+	c.since = now
 	if c.wanted == 0 {
 		c.deadline = time.Time{}
 	}
-	if n > 0 {
-		until, ok := ctx.Deadline()
-		if !ok {
-			until = c.since.Add(broker.MaxDuration)
-		}
-		if until.After(c.deadline) {
-			c.deadline = until
-		}
-		c.wakeAll()
-	}
-}
-
-// hand notes what the program gets, and leaves out what was lost meanwhile.
-func (c *Consumer) hand(ds []*broker.Delivery) []*broker.Delivery {
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	out := ds[:0]
 	for _, d := range ds {
 		l := c.locks[d.Token()]
 		if l == nil || c.q.b.begin() != nil {
 			continue
 		}
+		c.unstock(l)
 		l.handed = true
 		l.node.handed++
-		d.SetLease(c.leaseFrom(time.Now(), c.lease, l))
+		d.SetLease(c.leaseFrom(now, c.lease, l))
 		out = append(out, d)
 	}
-	c.tick.Reset(0)
+	if len(ds) > 0 {
+		c.tick.Reset(0)
+		c.wakeAll()
+	}
 	return out
 }
 
-// demand returns how many records a node is to fetch. c.mu is held.
+// unstock notes that a delivery does not lie ready any more. c.mu is held.
+func (c *Consumer) unstock(l *shareLock) {
+	if l.stocked {
+		l.stocked = false
+		c.stock--
+	}
+}
+
+// demand returns how many records a node is to fetch: for the Receives that
+// wait, if nothing is ready for them, and to keep Prefetch ready beyond. c.mu
+// is held.
 func (c *Consumer) demand() int {
 	if c.closed || c.draining {
 		return 0
 	}
-	n := c.wanted + c.prefetch - c.inbox.Ready()
+	n := c.wanted + c.prefetch
+	if c.stock > 0 { // which ends the Receive that waits
+		n = c.prefetch - max(0, c.stock-c.wanted)
+	}
 	if n <= 0 {
 		return 0
 	}
@@ -234,6 +262,8 @@ func (c *Consumer) arrived(part *sharePart, node *shareNode, r *kgo.Record, l *s
 		// whose deliveries it counts from one.
 		out.move(l, copyOut{topic: c.q.topic.name, message: &d.Message, attempts: d.Attempt - 1, time: a.time})
 	default:
+		l.stocked = true
+		c.stock++
 		out.ready = append(out.ready, d)
 	}
 }
@@ -302,6 +332,7 @@ func (c *Consumer) forget(l *shareLock) {
 		return
 	}
 	l.gone = true
+	c.unstock(l)
 	delete(c.locks, l.token)
 	if l.part.locks[l.offset] == l {
 		delete(l.part.locks, l.offset)
@@ -415,6 +446,7 @@ func (c *Consumer) giveBackReady() {
 	for _, d := range ds {
 		if l := c.locks[d.Token()]; l != nil {
 			d.Lose()
+			c.unstock(l)
 			c.enqueue(&ackOp{lock: l, kind: ackRelease})
 		}
 	}

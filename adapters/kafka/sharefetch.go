@@ -75,7 +75,8 @@ func (n *shareNode) wait() time.Duration {
 	}
 	// A fetch cannot be called off: the broker would acquire for it all the
 	// same. So it ends with the last Receive that waits, if that can be known.
-	wait := min(idleWait, max(time.Millisecond, time.Until(n.c.deadline)))
+	wait := min(idleWait, max(busyWait, time.Since(n.c.busy)/calmDown))
+	wait = min(wait, max(time.Millisecond, time.Until(n.c.deadline)))
 	for _, l := range n.c.locks {
 		if l.node == n {
 			wait = min(wait, n.c.q.lock/4, heldWait)
@@ -144,6 +145,7 @@ func (n *shareNode) takePartition(topic [16]byte, rp *kmsg.ShareFetchResponseTop
 	if len(rp.AcquiredRecords) == 0 || part == nil || part.node != n {
 		return nil // without a hold on it, its lock ends by itself
 	}
+	n.c.busy = time.Now()
 	in := kmsg.NewFetchResponseTopicPartition()
 	in.Partition, in.RecordBatches = rp.Partition, rp.Records
 	fp, _ := kgo.ProcessFetchPartition(kgo.ProcessFetchPartitionOpts{
