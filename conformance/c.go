@@ -115,7 +115,7 @@ func (c *C) Errorf(format string, args ...any) {
 	}
 	c.result.Status = StatusFail
 	if len(c.result.Failures) < 20 {
-		c.result.Failures = append(c.result.Failures, fmt.Sprintf(format, args...))
+		c.result.Failures = append(c.result.Failures, fmt.Sprintf(format, brief(args)...))
 	}
 }
 
@@ -169,18 +169,18 @@ func (c *C) Must(err error, format string, args ...any) {
 // WantErr fails the case unless err is target, wrapped in a *broker.Error that
 // names the operation, or for a batch in a *broker.BatchError of such.
 func (c *C) WantErr(err, target error, format string, args ...any) {
-	what := fmt.Sprintf(format, args...)
+	what := fmt.Sprintf(format, brief(args)...)
 	switch {
 	case err == nil:
-		c.Errorf("%s: nil, want %q", what, target)
+		c.Errorf("%v: nil, want %q", prose(what), target)
 	case !errors.Is(err, target):
-		c.Errorf("%s: %v, want %q", what, err, target)
+		c.Errorf("%v: %v, want %q", prose(what), err, target)
 	default:
 		e, ok := errors.AsType[*broker.Error](err)
 		if !ok {
-			c.Errorf("%s: %v (%T) is not a *broker.Error", what, err, err)
+			c.Errorf("%v: %v (%T) is not a *broker.Error", prose(what), err, err)
 		} else if e.Op == "" {
-			c.Errorf("%s: %v names no operation", what, err)
+			c.Errorf("%v: %v names no operation", prose(what), err)
 		}
 	}
 }

@@ -356,7 +356,7 @@ func noLeaks(c *C, _ broker.Queue) {
 	if !c.Until(c.h.Soon, func() bool { return runtime.NumGoroutine() < before+cycles/2 }) {
 		buf := make([]byte, 256<<10)
 		c.Errorf("%d goroutines before, %d after the broker was opened and closed %d times:\n%s",
-			before, runtime.NumGoroutine(), cycles, buf[:runtime.Stack(buf, true)])
+			before, runtime.NumGoroutine(), cycles, prose(buf[:runtime.Stack(buf, true)]))
 	}
 }
 

@@ -384,7 +384,7 @@ func streamNoLeaks(c *C, s broker.Stream) {
 	// One for each second cycle is a leak; less comes and goes beside the case.
 	if !c.Until(c.Harness().Soon, func() bool { return runtime.NumGoroutine() < before+cycles/2 }) {
 		buf := make([]byte, 64<<10)
-		c.Errorf("%d goroutines after Close, before there were %d\n%s", runtime.NumGoroutine(), before, buf[:runtime.Stack(buf, true)])
+		c.Errorf("%d goroutines after Close, before there were %d\n%s", runtime.NumGoroutine(), before, prose(buf[:runtime.Stack(buf, true)]))
 	}
 }
 

@@ -119,11 +119,3 @@ func (c *C) Nack(d *broker.Delivery, delay time.Duration) {
 	defer cancel()
 	c.Must(d.Nack(ctx, delay), "nack %q", clip(d.Body))
 }
-
-// clip shortens a body for a message to a person.
-func clip(b []byte) []byte {
-	if len(b) > 40 {
-		return append(b[:40:40], "…"...)
-	}
-	return b
-}

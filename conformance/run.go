@@ -129,7 +129,7 @@ func (c *C) bounded(what string, d time.Duration, f func()) {
 	case <-done:
 	case <-timer.C:
 		buf := make([]byte, 256<<10)
-		c.Errorf("%s hangs: it did not return within %v\n%s", what, d, buf[:runtime.Stack(buf, true)])
+		c.Errorf("%s hangs: it did not return within %v\n%s", what, d, prose(buf[:runtime.Stack(buf, true)]))
 	}
 }
 

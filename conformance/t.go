@@ -118,9 +118,9 @@ func (t *programT) finish() {
 	}
 }
 
-func stack() []byte {
+func stack() prose {
 	buf := make([]byte, 64<<10)
-	return buf[:runtime.Stack(buf, false)]
+	return prose(buf[:runtime.Stack(buf, false)])
 }
 
 func itoa(n int) string { return strconv.Itoa(n) }
