@@ -21,6 +21,7 @@ type GroupConsumer struct {
 	group  string
 	opts   broker.GroupOptions
 	client *kgo.Client
+	cut    context.CancelFunc // ends whatever the client does
 
 	stop     context.Context //nolint:containedctx // ends every Receive that waits, at Close and at Shutdown
 	stopped  context.CancelCauseFunc
@@ -78,7 +79,10 @@ func newGroupConsumer(s *Stream, group string, opts *broker.GroupOptions) (*Grou
 		isolation = kgo.ReadCommitted()
 	}
 	c.stop, c.stopped = context.WithCancelCause(context.Background())
+	life, cut := context.WithCancel(context.Background())
+	c.cut = cut
 	c.client, err = kgo.NewClient(s.b.opts.consumer(
+		kgo.WithContext(life),
 		kgo.MetadataMaxAge(growthAge),
 		kgo.ConsumerGroup(group),
 		kgo.ConsumeTopics(s.topic.name),
@@ -92,6 +96,7 @@ func newGroupConsumer(s *Stream, group string, opts *broker.GroupOptions) (*Grou
 	)...)
 	if err != nil {
 		c.stopped(broker.ErrClosed)
+		cut()
 		return nil, broker.Invalid("%v", err)
 	}
 	return c, nil
@@ -415,18 +420,10 @@ func (c *GroupConsumer) Close() error {
 		}
 		clear(c.holds)
 		c.mu.Unlock()
-		leave := func() {
-			ctx, cancel := context.WithTimeout(context.Background(), closeTimeout/2)
-			defer cancel()
-			if err := c.client.LeaveGroupContext(ctx); err != nil {
-				c.log(slog.LevelWarn, "kafka: leaving the group failed; the broker will miss this member after its session time-out", "error", err)
-			}
-			c.client.Close()
-		}
 		if c.callback.Load() > 0 {
-			go leave()
+			go c.leave()
 		} else {
-			c.closeErr = fail("close", c.s.topic.name, within(closeTimeout, leave))
+			c.closeErr = fail("close", c.s.topic.name, within(closeTimeout, c.leave))
 		}
 		c.s.left(c)
 	})
