@@ -56,7 +56,6 @@ func harness(name, endpoint string) (conformance.Harness, *atomic.Pointer[faulty
 		Tick:  time.Second, // SQS counts whole seconds
 		Expected: map[int]string{
 			35: "ElasticMQ ignores the dedup scope messageGroup",
-			69: "open defect: with 32 publishers on a busy machine the last messages are sometimes not delivered within 20 s; the cause is not found, see whether they wait for the lease's end",
 		},
 	}
 	h.Faults = map[conformance.FaultKind]func(context.Context) (conformance.Injection, error){}

@@ -104,26 +104,30 @@ func loadConfig(ctx context.Context, o Options) (aws.Config, error) {
 // Config brought, or one sized for pollers and senders that keeps what the
 // chain configured (AWS_CA_BUNDLE). It returns what closes idle connections.
 func setClient(cfg *aws.Config, o Options) func() {
+	next, idle := httpClient(cfg, o)
+	cfg.HTTPClient = client{next}
+	return idle
+}
+
+func httpClient(cfg *aws.Config, o Options) (next aws.HTTPClient, idle func()) {
 	if o.Transport != nil {
-		client := &http.Client{Transport: o.Transport}
-		cfg.HTTPClient = client
-		return client.CloseIdleConnections
+		own := &http.Client{Transport: o.Transport}
+		return own, own.CloseIdleConnections
 	}
 	base, ok := cfg.HTTPClient.(*awshttp.BuildableClient)
 	if cfg.HTTPClient != nil && !ok {
-		return func() {}
+		return cfg.HTTPClient, func() {}
 	}
 	if base == nil {
 		base = awshttp.NewBuildableClient()
 	}
 	t := base.GetTransport()
 	size(t, o)
-	cfg.HTTPClient = &http.Client{
+	return &http.Client{
 		Transport: t,
 		// A redirect would lose the signature.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
-	return t.CloseIdleConnections
+	}, t.CloseIdleConnections
 }
 
 // size lets a transport keep as many connections as pollers and senders use
