@@ -23,6 +23,8 @@ type Inbox struct {
 	closed  bool
 	wake    chan struct{} // a token while something is ready
 	taken   chan struct{} // closed and replaced when the buffer shrinks
+	wants   []int         // max of each Receive that waits, in order
+	onWait  func()
 }
 
 type inboxGroup struct {
@@ -84,14 +86,18 @@ func (b *Inbox) Receive(ctx context.Context, max int) ([]*Delivery, error) {
 	if max <= 0 {
 		return nil, Invalid("max %d: want at least 1", max)
 	}
+	waits := false
 	for {
 		if err := ContextError(ctx); err != nil {
-			b.pass()
+			b.pass(max, waits)
 			return nil, err
 		}
-		ds, err := b.take(max)
+		ds, err := b.take(max, waits)
 		if ds != nil || err != nil {
 			return ds, err
+		}
+		if waits = true; b.onWait != nil {
+			b.onWait()
 		}
 		select {
 		case <-ctx.Done():
@@ -101,18 +107,21 @@ func (b *Inbox) Receive(ctx context.Context, max int) ([]*Delivery, error) {
 }
 
 // pass hands on a token that was taken and not used.
-func (b *Inbox) pass() {
+func (b *Inbox) pass(max int, waits bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.want(max, waits, false)
 	b.signal()
 }
 
-func (b *Inbox) take(max int) ([]*Delivery, error) {
+// take returns what is ready. waits: this Receive has found nothing before.
+func (b *Inbox) take(max int, waits bool) ([]*Delivery, error) {
 	var back []*Delivery
 	defer func() { b.back(back) }()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {
+		b.want(max, waits, false)
 		b.signal()
 		return nil, b.err
 	}
@@ -142,6 +151,7 @@ func (b *Inbox) take(max int) ([]*Delivery, error) {
 	if shrunk {
 		b.shrunk()
 	}
+	b.want(max, waits, out == nil && b.err == nil)
 	if out == nil && b.err != nil {
 		b.signal()
 		return nil, b.err
@@ -256,9 +266,10 @@ const sweepInterval = time.Second
 
 // Sweep gives back what stands behind a delivery that was lost without anyone
 // saying so; an adapter that does not use WaitBelow calls it now and then.
+// It also drops what is ready and can no longer be delivered.
 func (b *Inbox) Sweep() {
 	b.mu.Lock()
-	back := b.sweep()
+	back := append(b.drop(), b.sweep()...)
 	b.mu.Unlock()
 	b.back(back)
 }
