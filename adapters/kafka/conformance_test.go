@@ -20,10 +20,16 @@ var suites = []struct {
 	name  string
 	kinds conformance.Kind
 	quick []int // cases that take the fake well below a second
+	opts  kafka.Options
+	only  []int // nil: all but noLeaks
 }{
-	{"Kafka share group", conformance.Queue, []int{1, 3, 4, 5, 9, 74}},
+	{"Kafka share group", conformance.Queue, []int{1, 3, 4, 5, 9, 74}, kafka.Options{}, nil},
 	{"Kafka topic", conformance.Stream, []int{
 		1, 3, 4, 5, 19, 21, 23, 25, 26, 29, 31, 61, 63, 66, 67, 74,
+	}, kafka.Options{}, nil},
+	// What concerns groups, with the other group protocol.
+	{"Kafka topic (KIP-848 groups)", conformance.Stream, []int{1, 29}, kafka.Options{ServerSideGroups: true}, []int{
+		1, 2, 12, 19, 23, 24, 25, 26, 28, 29, 30, 52, 53, 54, 55, 56, 57, 58, 66, 73, 76, 79, 90, 96,
 	}},
 }
 

@@ -12,10 +12,7 @@ import (
 	"github.com/queuestream/broker"
 	"github.com/queuestream/broker/adapters/kafka"
 	"github.com/twmb/franz-go/pkg/kfake"
-	"go.uber.org/goleak"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // testContext bounds a test, so that nothing that hangs hangs the run.
 func testContext(t testing.TB) context.Context {
