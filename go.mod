@@ -15,11 +15,13 @@ require (
 	github.com/aws/smithy-go v1.28.8 // adapters/sqs: error codes
 	github.com/containerd/errdefs v1.0.0 // conformance/containers: errors of the engine
 	github.com/expr-lang/expr v1.17.8 // bridge: filters and mappings
+	github.com/klauspost/compress v1.20.3 // adapters/rabbitmq: reading streams that others compressed
 	github.com/moby/moby/api v1.56.1 // conformance/containers: pause and kill
 	github.com/moby/moby/client v0.6.2 // conformance/containers: pause and kill
+	github.com/pierrec/lz4/v4 v4.1.33 // adapters/rabbitmq: reading streams that others compressed
 	github.com/prometheus/client_golang v1.25.0 // cmd/bridge: /metrics
 	github.com/rabbitmq/amqp091-go v1.16.0 // adapters/rabbitmq: the client
-	github.com/rabbitmq/rabbitmq-stream-go-client v1.8.3 // adapters/rabbitmq: streams
+	github.com/rabbitmq/rabbitmq-stream-go-client v1.8.3 // adapters/rabbitmq: the AMQP 1.0 codec of streams
 	github.com/rs/zerolog v1.33.0 // tests: silences toxiproxy
 	github.com/spaolacci/murmur3 v1.1.0 // adapters/rabbitmq: the hash of super streams, as other clients have it
 	github.com/testcontainers/testcontainers-go v0.45.0 // conformance/containers: starts the brokers
@@ -75,7 +77,6 @@ require (
 	github.com/google/uuid v1.6.0 // indirect
 	github.com/gorilla/mux v1.8.1 // indirect
 	github.com/grpc-ecosystem/grpc-gateway/v2 v2.30.0 // indirect
-	github.com/klauspost/compress v1.20.3 // indirect
 	github.com/kr/text v0.2.0 // indirect
 	github.com/lufia/plan9stats v0.0.0-20260330125221-c963978e514e // indirect
 	github.com/magiconair/properties v1.18.12 // indirect
@@ -92,7 +93,6 @@ require (
 	github.com/opencontainers/go-digest v1.0.0 // indirect
 	github.com/opencontainers/image-spec v1.1.1 // indirect
 	github.com/pierrec/lz4 v2.6.1+incompatible // indirect
-	github.com/pierrec/lz4/v4 v4.1.33 // indirect
 	github.com/pkg/errors v0.9.1 // indirect
 	github.com/power-devops/perfstat v0.0.0-20240221224432-82ca36839d55 // indirect
 	github.com/prometheus/client_model v0.6.3 // indirect

@@ -13,11 +13,6 @@ import (
 	"github.com/queuestream/broker/conformance/containers"
 )
 
-// streamFaultsOpen is why no connection of a stream is broken here.
-const streamFaultsOpen = "open defect: rabbitmq-stream-go-client v1.8.3 replaces an environment's locator connection without a lock " +
-	"(Environment.maybeReconnectLocator writes what NewConsumer reads), which the race detector reports; " +
-	"and under a cut every 300 ms a group did not catch up within 30 s"
-
 // TestConformanceFaults runs the fault cases with a network that breaks.
 func TestConformanceFaults(t *testing.T) {
 	in := containers.NeedRabbitMQ(t)
@@ -25,13 +20,16 @@ func TestConformanceFaults(t *testing.T) {
 	for _, s := range suites {
 		all.Go(func() {
 			t.Run(s.name, func(t *testing.T) {
-				if s.kinds == conformance.Stream {
-					t.Skip(streamFaultsOpen)
-				}
 				h := s.harness(t, in, "80", "90", "91", "94", "95")
-				p := newTestProxy(t, in.URL)
-				h.Open = opener(Options{URLs: []string{p.url}, MinBackoff: 10 * time.Millisecond, MaxBackoff: 200 * time.Millisecond, Heartbeat: 2 * time.Second})
-				h.Faults = p.faults()
+				o := Options{MinBackoff: 10 * time.Millisecond, MaxBackoff: 200 * time.Millisecond, Heartbeat: 2 * time.Second}
+				ps := proxies{newTestProxy(t, in.URL)}
+				o.URLs = []string{ps[0].url}
+				if s.kinds == conformance.Stream {
+					ps = append(ps, newTestProxy(t, in.StreamURL))
+					o.StreamURLs, o.StreamDirect = []string{ps[1].url}, true
+				}
+				h.Open = opener(o)
+				h.Faults = ps.faults()
 				conformance.Run(t, h)
 			})
 		})
@@ -39,12 +37,39 @@ func TestConformanceFaults(t *testing.T) {
 	all.Wait()
 }
 
-func (p *testProxy) faults() map[conformance.FaultKind]func(context.Context) (conformance.Injection, error) {
+// proxies break together.
+type proxies []*testProxy
+
+func (ps proxies) faults() map[conformance.FaultKind]func(context.Context) (conformance.Injection, error) {
 	return map[conformance.FaultKind]func(context.Context) (conformance.Injection, error){
-		conformance.FaultConnectionCut: repeated(300*time.Millisecond, p.cut),
-		conformance.FaultAnswerLost:    repeated(500*time.Millisecond, p.loseAnswers),
-		conformance.FaultBlackHole:     lasting(6*time.Second, p.blackHole),
-		conformance.FaultSlowLink:      lasting(20*time.Second, p.slow),
+		conformance.FaultConnectionCut: repeated(300*time.Millisecond, ps.each((*testProxy).cut)),
+		conformance.FaultAnswerLost:    repeated(500*time.Millisecond, ps.each((*testProxy).loseAnswers)),
+		conformance.FaultBlackHole:     lasting(6*time.Second, ps.begin((*testProxy).blackHole)),
+		conformance.FaultSlowLink:      lasting(20*time.Second, ps.begin((*testProxy).slow)),
+	}
+}
+
+func (ps proxies) each(do func(*testProxy)) func() {
+	return func() {
+		var wg sync.WaitGroup
+		for _, p := range ps {
+			wg.Go(func() { do(p) })
+		}
+		wg.Wait()
+	}
+}
+
+func (ps proxies) begin(do func(*testProxy) (end func())) func() func() {
+	return func() func() {
+		var ends []func()
+		for _, p := range ps {
+			ends = append(ends, do(p))
+		}
+		return func() {
+			for _, end := range ends {
+				end()
+			}
+		}
 	}
 }
 
@@ -102,12 +127,13 @@ func TestConformanceBroken(t *testing.T) {
 			continue // the queue's kind makes no difference that these cases could see
 		}
 		t.Run(s.name, func(t *testing.T) {
-			if s.kinds == conformance.Stream {
-				t.Skip(streamFaultsOpen)
-			}
 			h := s.harness(t, in, "6", "92", "93")
 			h.OpenBad = nil
-			h.Open = opener(Options{URLs: []string{in.URL}, MaxBackoff: 500 * time.Millisecond, Heartbeat: 2 * time.Second})
+			o := Options{URLs: []string{in.URL}, MaxBackoff: 500 * time.Millisecond, Heartbeat: 2 * time.Second}
+			if s.kinds == conformance.Stream {
+				o.StreamURLs = []string{in.StreamURL}
+			}
+			h.Open = opener(o)
 			h.Restart = in.Restart
 			var mu sync.Mutex
 			var last string

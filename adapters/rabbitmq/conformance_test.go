@@ -98,10 +98,6 @@ func (s *suite) harness(t *testing.T, in *containers.RabbitMQInstance, only ...s
 		h.Expected = map[int]string{
 			59: "a stream's retention removes whole segments, when the next one begins, and never the last: " +
 				"https://www.rabbitmq.com/docs/streams#retention",
-			// Seen in one of several runs: "committed after the partition was taken from it".
-			54: "RabbitMQ stores a group's offsets unconfirmed and unfenced, only the client fences (Fencing is not claimed): " +
-				"in a storm of joins a commit can be stored just as its partition moves: " +
-				"https://www.rabbitmq.com/docs/stream#single-active-consumer",
 		}
 	}
 	return h

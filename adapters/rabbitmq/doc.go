@@ -60,10 +60,21 @@
 //
 // # Streams
 //
-// Streams need the plugin rabbitmq_stream (port 5552). Offsets are stored
-// unconfirmed and unfenced by the broker: fencing is by the client only. Each
-// stored offset takes an offset itself, so lag is an upper bound. Time is the
-// publisher's; a seek by time skips what is earlier in its chunk.
+// Streams need the plugin rabbitmq_stream (port 5552). Each stored offset takes
+// an offset itself, so lag is an upper bound. Time is the publisher's; a seek by
+// time skips what is earlier in its chunk.
+//
+// The broker stores a group's offset unconfirmed and from anyone. Here a commit
+// goes over the connection that makes a member the active one, is confirmed by
+// a query, and ends before the member answers that it gives the partition up: a
+// member that lost a partition cannot move its successor's offset. A program
+// that stores offsets by other means can, so Fencing is not claimed.
+//
+// The broker gives partition i of a super stream to the i-th member in the order
+// of joining, partition by partition
+// (https://www.rabbitmq.com/docs/streams#single-active-consumer-for-super-streams).
+// Members of one Broker join one after the other; where two programs join in the
+// same moment, one of them may get fewer partitions than its share.
 //
 // # Options of QueueConfig
 //

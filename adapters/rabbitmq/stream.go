@@ -10,15 +10,10 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"time"
-
-	"github.com/rabbitmq/rabbitmq-stream-go-client/pkg/stream"
 
 	"github.com/queuestream/broker"
+	"github.com/queuestream/broker/adapters/rabbitmq/internal/streamwire"
 )
-
-// confirmTimeout is the client's own: we wait for the broker or the connection.
-const confirmTimeout = 24 * time.Hour
 
 // A Stream is a super stream, whose partitions are streams, or a single stream.
 type Stream struct {
@@ -83,7 +78,9 @@ func (b *Broker) openStream(ctx context.Context, name string, opts *broker.Strea
 
 // partitions returns the streams behind a name, in order.
 func (b *Broker) partitions(ctx context.Context, name string) (names []string, super bool, err error) {
-	names, err = do(ctx, b.streams, func(env *stream.Environment) ([]string, error) { return env.QueryPartitions(name) })
+	names, err = control(ctx, b.streams, func(ctx context.Context, c *streamwire.Conn) ([]string, error) {
+		return c.Partitions(ctx, name)
+	})
 	if err == nil && len(names) > 0 {
 		slices.SortFunc(names, func(x, y string) int { return cmp.Compare(partitionIndex(x), partitionIndex(y)) })
 		return names, true, nil
@@ -91,10 +88,9 @@ func (b *Broker) partitions(ctx context.Context, name string) (names []string, s
 	if err != nil && !errors.Is(err, broker.ErrNotFound) {
 		return nil, false, err
 	}
-	exists, err := do(ctx, b.streams, func(env *stream.Environment) (bool, error) { return env.StreamExists(name) })
-	if err == nil && !exists {
-		err = broker.ErrNotFound
-	}
+	_, err = control(ctx, b.streams, func(ctx context.Context, c *streamwire.Conn) (streamwire.Placement, error) {
+		return c.Locate(ctx, name)
+	})
 	return []string{name}, false, err
 }
 
@@ -140,8 +136,8 @@ func (s *Stream) publish(ctx context.Context, rs []broker.Record) ([]broker.Rece
 	land := func(i int) {
 		if sub := subs[i]; sub != nil {
 			errs[i] = s.wait(ctx, receipts[i].Partition, sub)
-			if sub.id > 0 {
-				receipts[i].Sequence = strconv.FormatInt(sub.id, 10)
+			if sub.ID > 0 {
+				receipts[i].Sequence = strconv.FormatInt(sub.ID, 10)
 			}
 		}
 	}
@@ -159,8 +155,13 @@ func (s *Stream) publish(ctx context.Context, rs []broker.Record) ([]broker.Rece
 			continue // nothing is sent with an ended context
 		}
 		p := s.partition(r, sticky)
-		sub := &submission{msg: encodeRecord(r), size: r.Size() + 64, done: make(chan struct{})}
-		sub.weight = min(s.window.max, max(s.window.min, int64(sub.size)))
+		m, err := encodeRecord(r)
+		if err != nil {
+			errs[i] = broker.Invalid("%v", err)
+			continue
+		}
+		sub := &submission{Entry: streamwire.Entry{Message: m}, done: make(chan struct{})}
+		sub.weight = min(s.window.max, max(s.window.min, int64(sub.size())))
 		for held := false; !held && errs[i] == nil; {
 			switch held = s.window.sem.TryAcquire(sub.weight); {
 			case held:

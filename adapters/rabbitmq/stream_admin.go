@@ -5,10 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
-
-	"github.com/rabbitmq/rabbitmq-stream-go-client/pkg/stream"
+	"time"
 
 	"github.com/queuestream/broker"
+	"github.com/queuestream/broker/adapters/rabbitmq/internal/streamwire"
 )
 
 // maxPartitions bounds what one declaration makes.
@@ -43,29 +43,38 @@ func (b *Broker) declareStream(ctx context.Context, name string, cfg broker.Stre
 	if err != nil {
 		return err
 	}
-	o := stream.NewPartitionsOptions(max(1, cfg.Partitions)).SetBalancedLeaderLocator()
+	args := map[string]string{"queue-leader-locator": "balanced"}
 	if cfg.Retention > 0 {
-		o.SetMaxAge(max(cfg.Retention, minRetention))
+		args["max-age"] = maxAge(cfg.Retention)
 	}
 	if cfg.RetentionBytes > 0 {
-		o.SetMaxLengthBytes(stream.ByteCapacity{}.B(cfg.RetentionBytes))
+		args["max-length-bytes"] = strconv.FormatInt(cfg.RetentionBytes, 10)
 	}
 	if segment > 0 {
-		o.SetMaxSegmentSizeBytes(stream.ByteCapacity{}.B(segment))
+		args["stream-max-segment-size-bytes"] = strconv.FormatInt(segment, 10)
 	}
-	// The client takes an existing stream for declared, whatever it is.
+	n := max(1, cfg.Partitions)
 	names, _, err := b.partitions(ctx, name)
 	if errors.Is(err, broker.ErrNotFound) {
-		_, err = do(ctx, b.streams, func(env *stream.Environment) (struct{}, error) {
-			return struct{}{}, env.DeclareSuperStream(name, o)
+		var keys []string
+		names = nil
+		for i := range n {
+			keys = append(keys, strconv.Itoa(i))
+			names = append(names, fmt.Sprintf("%s-%d", name, i))
+		}
+		_, err = control(ctx, b.streams, func(ctx context.Context, c *streamwire.Conn) (struct{}, error) {
+			return struct{}{}, c.CreateSuperStream(ctx, name, names, keys, args)
 		})
-		return err
+		if !errors.Is(err, broker.ErrConflict) {
+			return err
+		}
+		names, _, err = b.partitions(ctx, name) // declared meanwhile, perhaps by a broken attempt of ours
 	}
 	if err != nil {
 		return err
 	}
-	if len(names) != o.Partitions {
-		return fmt.Errorf("%w: Partitions is %d, declared with %d", broker.ErrConflict, len(names), o.Partitions)
+	if len(names) != n {
+		return fmt.Errorf("%w: Partitions is %d, declared with %d", broker.ErrConflict, len(names), n)
 	}
 	return b.sameRetention(ctx, names[0], cfg)
 }
@@ -77,6 +86,10 @@ const (
 	minSegment   = 4 << 10
 	maxSegment   = 500_000_000
 )
+
+func maxAge(d time.Duration) string {
+	return fmt.Sprintf("%ds", int(max(d, minRetention).Seconds()))
+}
 
 // optSegment is the argument that sets the size of a stream's segments.
 const optSegment = "x-stream-max-segment-size-bytes"
@@ -116,7 +129,7 @@ func (b *Broker) sameRetention(ctx context.Context, partition string, cfg broker
 	}
 	age, size := "", float64(cfg.RetentionBytes)
 	if cfg.Retention > 0 {
-		age = fmt.Sprintf("%ds", int(max(cfg.Retention, minRetention).Seconds()))
+		age = maxAge(cfg.Retention)
 	}
 	hasAge, _ := q.Arguments["x-max-age"].(string)
 	hasSize, _ := q.Arguments["x-max-length-bytes"].(float64)
@@ -140,11 +153,11 @@ func (b *Broker) deleteStream(ctx context.Context, name string) error {
 	}
 	_, super, err := b.partitions(ctx, name)
 	if err == nil {
-		_, err = do(ctx, b.streams, func(env *stream.Environment) (struct{}, error) {
+		_, err = control(ctx, b.streams, func(ctx context.Context, c *streamwire.Conn) (struct{}, error) {
 			if super {
-				return struct{}{}, env.DeleteSuperStream(name)
+				return struct{}{}, c.DeleteSuperStream(ctx, name)
 			}
-			return struct{}{}, env.DeleteStream(name)
+			return struct{}{}, c.DeleteStream(ctx, name)
 		})
 	}
 	if errors.Is(err, broker.ErrNotFound) {

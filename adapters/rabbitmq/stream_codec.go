@@ -1,6 +1,7 @@
 package rabbitmq
 
 import (
+	"fmt"
 	"time"
 	"unicode/utf8"
 
@@ -15,7 +16,7 @@ const headerKey = headerPrefix + "key" // of a record, binary
 
 // encodeRecord returns r as an AMQP 1.0 message: the value as data, the key and
 // the headers as application properties, the time as creation-time.
-func encodeRecord(r *broker.Record) *samqp.AMQP10 {
+func encodeRecord(r *broker.Record) ([]byte, error) {
 	m := samqp.NewMessage(r.Value)
 	at := r.Time()
 	if at.IsZero() {
@@ -23,7 +24,7 @@ func encodeRecord(r *broker.Record) *samqp.AMQP10 {
 	}
 	m.Properties = &samqp.MessageProperties{CreationTime: at}
 	if len(r.Key) == 0 && len(r.Headers) == 0 {
-		return m
+		return m.MarshalBinary()
 	}
 	t := make(amqp.Table, len(r.Headers)+1)
 	encodeHeaders(r.Headers, t)
@@ -36,12 +37,16 @@ func encodeRecord(r *broker.Record) *samqp.AMQP10 {
 		t[headerKey] = r.Key
 	}
 	m.ApplicationProperties = t
-	return m
+	return m.MarshalBinary()
 }
 
 // decodeRecord reads what encodeRecord, or another client, wrote.
-func decodeRecord(m *samqp.Message, partition int32) *broker.Record {
-	r := &broker.Record{Partition: partition}
+func decodeRecord(b []byte, partition int32, r *broker.Record) error {
+	var m samqp.Message
+	if err := m.UnmarshalBinary(b); err != nil {
+		return fmt.Errorf("a message that is not AMQP 1.0: %w", err)
+	}
+	r.Partition = partition
 	switch {
 	case len(m.Data) == 1:
 		r.Value = m.Data[0]
@@ -59,7 +64,7 @@ func decodeRecord(m *samqp.Message, partition int32) *broker.Record {
 		r.SetTime(m.Properties.CreationTime)
 	}
 	if len(m.ApplicationProperties) == 0 {
-		return r
+		return nil
 	}
 	if k, ok := binaryValue(m.ApplicationProperties[headerKey]); ok {
 		r.Key = k
@@ -70,5 +75,5 @@ func decodeRecord(m *samqp.Message, partition int32) *broker.Record {
 			break
 		}
 	}
-	return r
+	return nil
 }

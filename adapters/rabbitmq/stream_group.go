@@ -4,16 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
 
-	samqp "github.com/rabbitmq/rabbitmq-stream-go-client/pkg/amqp"
-	"github.com/rabbitmq/rabbitmq-stream-go-client/pkg/stream"
-
 	"github.com/queuestream/broker"
+	"github.com/queuestream/broker/adapters/rabbitmq/internal/streamwire"
 )
 
 // revokeTimeout bounds OnRevoked: the broker waits for its answer before it
@@ -29,11 +28,11 @@ type member struct {
 	o      broker.GroupOptions
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
-	done   chan struct{}
-	feeds  sync.WaitGroup
+	work   sync.WaitGroup // run, and each hold
 
 	mu     sync.Mutex
 	holds  map[int32]*hold
+	try    int // to join: what an earlier one is told counts no more
 	turn   int // partition that Receive looks at first
 	paused map[int32]bool
 	wake   chan struct{}
@@ -57,7 +56,7 @@ func (s *Stream) consumer(ctx context.Context, group string, opts *broker.GroupO
 		return nil, fmt.Errorf("group: %w", err)
 	}
 	m := &member{
-		s: s, group: group, done: make(chan struct{}), holds: map[int32]*hold{},
+		s: s, group: group, holds: map[int32]*hold{},
 		paused: map[int32]bool{}, wake: make(chan struct{}, 1),
 	}
 	if opts != nil {
@@ -79,24 +78,21 @@ func (s *Stream) consumer(ctx context.Context, group string, opts *broker.GroupO
 		return nil, broker.ErrClosed
 	}
 	s.members[m] = struct{}{}
-	go m.run()
+	m.work.Go(m.run)
 	return m, nil
 }
 
 // run keeps the member in the group until Close.
 func (m *member) run() {
-	defer close(m.done)
-	defer m.feeds.Wait()
 	backoff := m.s.b.o.MinBackoff
 	for m.ctx.Err() == nil {
 		began := time.Now()
 		err := m.session()
-		m.lose()
 		if m.ctx.Err() != nil {
 			return
 		}
 		m.s.b.o.Logger.Warn("left the group for a moment", "adapter", adapterName, "stream", m.s.name, "group", m.group, "error", err)
-		if time.Since(began) > m.s.b.o.MaxBackoff {
+		if time.Since(began) > time.Second {
 			backoff = m.s.b.o.MinBackoff
 		}
 		sleep(m.ctx, backoff/2+rand.N(backoff/2+1))
@@ -104,104 +100,82 @@ func (m *member) run() {
 	}
 }
 
-// session is in the group from join to the loss of a connection.
+// nowhere is behind any end: the broker sends nothing on a subscription that
+// only tells who is active.
+var nowhere = streamwire.AtOffset(math.MaxInt64 >> 1)
+
+// session is in the group from join to the loss of a connection, or Close.
 func (m *member) session() error {
-	// An offset behind any end: the broker sends nothing on these
-	// subscriptions, they only tell who is active.
-	nowhere := stream.OffsetSpecification{}.Offset(math.MaxInt64 >> 1)
-	sac := stream.NewSingleActiveConsumer(func(partition string, active bool) stream.OffsetSpecification {
-		if p := slices.Index(m.s.partitions, partition); p >= 0 {
-			if active {
-				m.assign(int32(p)) //nolint:gosec // few
-			} else {
-				m.revoke(int32(p)) //nolint:gosec // few
-			}
-		}
-		return nowhere
-	})
-	ignore := func(stream.ConsumerContext, *samqp.Message) {}
-	name := m.s.b.o.Name
-	closed := make(chan string, 1)
-	note := func(what string) {
-		select {
-		case closed <- what:
-		default:
-		}
-	}
-	var leave func() error
-	stop := make(chan struct{})
-	defer close(stop)
-	if m.s.super {
-		sc, err := acquire(m.ctx, m.s.b.streams, func(env *stream.Environment) (*stream.SuperStreamConsumer, error) {
-			sc, err := env.NewSuperStreamConsumer(m.s.name, ignore, stream.NewSuperStreamConsumerOptions().
-				SetConsumerName(m.group).SetOffset(nowhere).SetSingleActiveConsumer(sac).
-				SetManualCommit().SetClientProvidedName(name))
-			if err != nil && sc != nil { // it may be in the group of some partitions
-				err = errors.Join(err, sc.Close())
-			}
-			return sc, err
-		}, func(sc *stream.SuperStreamConsumer) { m.left(sc.Close()) })
-		if err != nil {
-			return err
-		}
-		events := sc.NotifyPartitionClose(len(m.s.partitions) + 1)
-		go func() {
-			select {
-			case e := <-events:
-				note(e.Event.Reason)
-			case <-stop:
-			}
-		}()
-		leave = sc.Close
-	} else {
-		c, err := acquire(m.ctx, m.s.b.streams, func(env *stream.Environment) (*stream.Consumer, error) {
-			return env.NewConsumer(m.s.partitions[0], ignore, stream.NewConsumerOptions().
-				SetConsumerName(m.group).SetOffset(nowhere).SetSingleActiveConsumer(sac).
-				SetManualCommit().SetClientProvidedName(name))
-		}, func(c *stream.Consumer) { m.left(c.Close()) })
-		if err != nil {
-			return err
-		}
-		events := c.NotifyClose()
-		go func() {
-			select {
-			case e := <-events:
-				note(e.Reason)
-			case <-stop:
-			}
-		}()
-		leave = c.Close
-	}
-	var why error
-	select {
-	case reason := <-closed:
-		why = fmt.Errorf("%w: %s", broker.ErrUnavailable, reason)
-	case <-m.ctx.Done():
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), m.s.b.o.CloseTimeout)
-	defer cancel()
-	if _, err := call(ctx, func() (struct{}, error) { return struct{}{}, leave() }, nil); why == nil {
-		m.left(err)
-	}
-	return why
-}
-
-// left notes how leaving the group went.
-func (m *member) left(err error) {
-	if err != nil {
-		m.s.b.o.Logger.Debug("leaving the group", "adapter", adapterName, "stream", m.s.name, "group", m.group, "error", err)
-	}
-}
-
-// assign runs on the reader of the group's connection.
-func (m *member) assign(p int32) {
-	h := &hold{
-		m: m, partition: p, a: &broker.Assignment{Stream: m.s.name, Group: m.group, Partition: p},
-		room: make(chan struct{}), reseek: make(chan struct{}), committed: -1,
-	}
-	h.ctx, h.cancel = context.WithCancel(m.ctx)
 	m.mu.Lock()
-	if m.closed {
+	m.try++
+	try := m.try
+	m.mu.Unlock()
+	ctx, cancel := context.WithCancelCause(m.ctx)
+	defer cancel(nil)
+	subs, err := m.join(ctx, try)
+	for _, sub := range subs {
+		go func() {
+			select {
+			case <-sub.Done():
+				cancel(sub.Err())
+			case <-ctx.Done():
+			}
+		}()
+	}
+	if err == nil {
+		<-ctx.Done()
+		err = context.Cause(ctx)
+	}
+	m.lose() // before another becomes active
+	var leaving sync.WaitGroup
+	for _, sub := range subs {
+		leaving.Go(func() { m.s.unsubscribe(sub) })
+	}
+	leaving.Wait()
+	return err
+}
+
+// join subscribes to every partition. The broker gives partition i to the i-th
+// member in the order of joining, so members join one after the other and each
+// in the order of the partitions: else one may get nothing.
+func (m *member) join(ctx context.Context, try int) (subs []*streamwire.Subscription, err error) {
+	select {
+	case <-m.s.b.streams.joining:
+		defer func() { m.s.b.streams.joining <- struct{}{} }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	for i, name := range m.s.partitions {
+		k, err := m.s.b.streams.leader(ctx, roleGroup, name)
+		if err != nil {
+			return subs, err
+		}
+		p := int32(i) //nolint:gosec // few
+		o := streamwire.SubscribeOptions{Group: m.group, Credits: 1, Update: func(active bool) streamwire.Start {
+			if active {
+				m.assign(p, try, k)
+			} else {
+				m.revoke(p)
+			}
+			return nowhere
+		}}
+		if m.s.super {
+			o.SuperStream = m.s.name
+		}
+		sub, err := k.Subscribe(ctx, name, nowhere, o)
+		if err != nil {
+			return subs, err
+		}
+		subs = append(subs, sub)
+	}
+	return subs, nil
+}
+
+// assign runs while the broker waits for the answer.
+func (m *member) assign(p int32, try int, k *streamwire.Conn) {
+	h := newHold(m, p, k)
+	m.mu.Lock()
+	if m.closed || m.try != try {
 		m.mu.Unlock()
 		h.cancel()
 		return
@@ -215,15 +189,20 @@ func (m *member) assign(p int32) {
 	if m.o.OnAssigned != nil {
 		m.o.OnAssigned([]int32{p})
 	}
-	m.feeds.Go(h.run)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.holds[p] == h && !m.closed {
+		m.work.Go(h.run)
+	}
 }
 
-// revoke runs on the reader of the group's connection; the hand-over waits.
+// revoke runs while the broker waits for the answer: the hand-over waits.
 func (m *member) revoke(p int32) {
 	m.mu.Lock()
 	h := m.holds[p]
 	if h != nil {
-		h.buf = nil // nothing more goes out
+		h.buf, h.over = nil, true // nothing more goes out
+		h.stop()
 	}
 	m.mu.Unlock()
 	if h == nil {
@@ -242,13 +221,9 @@ func (m *member) revoke(p int32) {
 		case <-ctx.Done():
 		}
 	}
-	m.drop(h)
-}
-
-func (m *member) drop(h *hold) {
 	m.mu.Lock()
-	if m.holds[h.partition] == h {
-		delete(m.holds, h.partition)
+	if m.holds[p] == h {
+		delete(m.holds, p)
 	}
 	m.mu.Unlock()
 	h.end()
@@ -257,14 +232,12 @@ func (m *member) drop(h *hold) {
 // lose ends every hold: another member may have the partitions by now.
 func (m *member) lose() {
 	m.mu.Lock()
-	var hs []*hold
-	for _, h := range m.holds {
-		hs = append(hs, h)
-	}
+	hs := slices.Collect(maps.Values(m.holds))
 	clear(m.holds)
 	closed := m.closed
+	m.try++
 	m.mu.Unlock()
-	ids := make([]int32, 0, len(hs))
+	var ids []int32
 	for _, h := range hs {
 		h.end()
 		ids = append(ids, h.partition)
@@ -322,9 +295,12 @@ func (m *member) take(max int) (out []*broker.Record, closed bool) {
 		}
 		k := min(max-len(out), len(h.buf))
 		out = append(out, h.buf[:k]...)
-		h.buf = slices.Delete(h.buf, 0, k)
-		close(h.room)
-		h.room = make(chan struct{})
+		clear(h.buf[:k])
+		h.buf = h.buf[k:]
+		select {
+		case h.room <- struct{}{}:
+		default:
+		}
 		if len(out) == max {
 			break
 		}
@@ -334,53 +310,54 @@ func (m *member) take(max int) (out []*broker.Record, closed bool) {
 }
 
 // Commit implements [broker.GroupConsumer]. The broker takes an offset from
-// anyone: this client refuses records of a hold that has ended.
+// anyone. Here it goes over the connection that makes this member the active
+// one, and is over before the member answers that it gives the partition up: it
+// cannot arrive after a commit of the next owner.
+//
+// Of several partitions, all are committed or none, unless the connection
+// breaks: then the outcome is unknown.
 func (m *member) Commit(ctx context.Context, rs ...*broker.Record) error {
-	last := map[int32]*broker.Record{}
-	for _, r := range rs {
-		a := r.Assignment()
-		switch {
-		case a == nil || a.Stream != m.s.name || a.Group != m.group:
-			return fail("commit", m.s.name, broker.Invalid("a record was not received by this group"))
-		case a.Ended():
-			return fail("commit", m.s.name, broker.ErrFenced)
-		}
-		if l := last[r.Partition]; l == nil || r.Offset().Compare(l.Offset()) > 0 {
-			last[r.Partition] = r
-		}
-	}
-	errs := make([]error, 0, len(last))
-	for p, r := range last {
-		errs = append(errs, m.commit(ctx, p, r))
-	}
-	return fail("commit", m.s.name, errors.Join(errs...))
+	return fail("commit", m.s.name, m.commit(ctx, rs))
 }
 
-func (m *member) commit(ctx context.Context, p int32, r *broker.Record) error {
-	n, ok := r.Offset().Int64()
-	if !ok {
-		return broker.Invalid("offset %s", r.Offset())
-	}
-	m.mu.Lock()
-	h := m.holds[p]
-	if h == nil || h.a != r.Assignment() {
-		m.mu.Unlock()
-		return broker.ErrFenced
-	}
-	epoch, back := h.epoch, h.committed >= n+1
-	m.mu.Unlock()
-	if back {
-		return nil
-	}
-	if err := m.s.store(ctx, m.group, p, n+1); err != nil {
+func (m *member) commit(ctx context.Context, rs []*broker.Record) error {
+	if err := broker.ContextError(ctx); err != nil {
 		return err
 	}
+	last := map[int32]int64{}
+	holds := map[int32]*hold{}
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	if h.epoch == epoch {
-		h.committed = max(h.committed, n+1)
+	for _, r := range rs {
+		a := r.Assignment()
+		h := m.holds[r.Partition]
+		n, ok := r.Offset().Int64()
+		var err error
+		switch {
+		case !ok || a == nil || a.Stream != m.s.name || a.Group != m.group:
+			err = broker.Invalid("a record was not received by this group")
+		case a.Ended() || h == nil || h.a != a:
+			err = broker.ErrFenced
+		}
+		if err != nil {
+			m.mu.Unlock()
+			return err
+		}
+		holds[r.Partition] = h
+		last[r.Partition] = max(last[r.Partition], n+1)
 	}
-	return nil
+	m.mu.Unlock()
+	ps := slices.Sorted(maps.Keys(holds)) // in order, so that two commits do not wait for each other
+	for _, p := range ps {
+		if err := holds[p].acquire(ctx); err != nil {
+			return err
+		}
+		defer holds[p].release()
+	}
+	errs := make([]error, 0, len(ps))
+	for _, p := range ps {
+		errs = append(errs, holds[p].commit(ctx, last[p]))
+	}
+	return errors.Join(errs...)
 }
 
 // Seek implements [broker.GroupConsumer].
@@ -415,8 +392,7 @@ func (m *member) seek(ctx context.Context, p int32, to broker.Position) error {
 	defer m.mu.Unlock()
 	h.epoch++
 	h.at, h.buf, h.committed = &st, nil, -1
-	close(h.reseek)
-	h.reseek = make(chan struct{})
+	h.stop()
 	return nil
 }
 
@@ -462,7 +438,7 @@ func (m *member) close() {
 	m.closed = true
 	m.mu.Unlock()
 	m.cancel()
-	<-m.done
+	m.work.Wait()
 	m.s.mu.Lock()
 	defer m.s.mu.Unlock()
 	delete(m.s.members, m)

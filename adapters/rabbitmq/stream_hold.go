@@ -2,45 +2,76 @@ package rabbitmq
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"math/rand/v2"
 	"sync"
 	"time"
 
-	samqp "github.com/rabbitmq/rabbitmq-stream-go-client/pkg/amqp"
-	"github.com/rabbitmq/rabbitmq-stream-go-client/pkg/stream"
-
 	"github.com/queuestream/broker"
+	"github.com/queuestream/broker/adapters/rabbitmq/internal/streamwire"
 )
 
-// holdBuffer is how many records of a partition a member reads ahead.
+// holdBuffer is how many records of a partition a member reads ahead, beside
+// the chunk that exceeds it.
 const holdBuffer = 1000
 
 // A hold is a partition from assigned to revoked or lost.
 type hold struct {
 	m         *member
 	partition int32
+	k         *streamwire.Conn // makes the member the active one
 	a         *broker.Assignment
-	ctx       context.Context // ends with the hold
+	ctx       context.Context // ends with the hold: reading
 	cancel    context.CancelFunc
+	cut       context.Context // ends when the commit under way took too long for a hand-over
+	cutOff    context.CancelFunc
+	room      chan struct{} // a signal: buf shrank
+	turn      chan struct{} // a token: one commits at a time; gone when the hold has ended
+	ended     sync.Once
 
 	// guarded by m.mu
-	epoch     int // counts seeks
+	over      bool // nothing more goes out
+	epoch     int  // counts seeks
 	at        *start
+	stop      context.CancelFunc // ends the read of this epoch
 	buf       []*broker.Record
-	room      chan struct{} // closed and replaced when buf shrinks
-	reseek    chan struct{} // closed and replaced by Seek
-	committed int64         // -1: unknown
+	committed int64 // -1: unknown
 }
 
+func newHold(m *member, p int32, k *streamwire.Conn) *hold {
+	h := &hold{
+		m: m, partition: p, k: k, a: &broker.Assignment{Stream: m.s.name, Group: m.group, Partition: p},
+		room: make(chan struct{}, 1), turn: make(chan struct{}, 1), stop: func() {}, committed: -1,
+	}
+	h.turn <- struct{}{}
+	h.ctx, h.cancel = context.WithCancel(m.ctx)
+	h.cut, h.cutOff = context.WithCancel(context.Background())
+	return h
+}
+
+// end makes every later commit fail and waits for the one under way, for
+// CloseTimeout at most before it is cancelled.
 func (h *hold) end() {
 	h.a.End()
 	h.cancel()
+	h.ended.Do(func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(h.ctx), h.m.s.b.o.CloseTimeout)
+		defer cancel()
+		select {
+		case <-h.turn:
+		case <-ctx.Done():
+			h.cutOff()
+			<-h.turn
+		}
+		h.cutOff()
+	})
 }
 
 // run reads the partition into the buffer until the hold ends.
 func (h *hold) run() {
 	backoff := h.m.s.b.o.MinBackoff
-	for h.ctx.Err() == nil {
+	for h.goesOn() {
 		began := time.Now()
 		if err := h.read(); err != nil && h.ctx.Err() == nil {
 			h.m.s.b.o.Logger.Warn("reading a partition failed", "adapter", adapterName,
@@ -54,39 +85,48 @@ func (h *hold) run() {
 	}
 }
 
-// position returns where to read from and the epoch that it belongs to.
-func (h *hold) position() (start, int, <-chan struct{}, error) {
+func (h *hold) goesOn() bool {
 	h.m.mu.Lock()
-	at, epoch, reseek := h.at, h.epoch, h.reseek
+	defer h.m.mu.Unlock()
+	return !h.over && h.ctx.Err() == nil
+}
+
+// position returns where to read from, the epoch that it belongs to, and a
+// context that ends with it.
+func (h *hold) position() (start, int, context.Context, error) {
+	h.m.mu.Lock()
+	at, epoch := h.at, h.epoch
+	h.stop()
+	ctx, cancel := context.WithCancel(h.ctx)
+	h.stop = cancel
 	h.m.mu.Unlock()
 	if at != nil {
-		return *at, epoch, reseek, nil
+		return *at, epoch, ctx, nil
 	}
-	st, err := h.m.s.resume(h.ctx, h.m.group, h.partition, h.m.o.Start)
+	st, err := h.m.s.resume(ctx, h.m.group, h.partition, h.m.o.Start)
 	if err != nil {
-		return st, epoch, reseek, err
+		return st, epoch, ctx, err
 	}
 	h.m.mu.Lock()
 	defer h.m.mu.Unlock()
 	if h.epoch == epoch {
 		h.at = &st
 	}
-	return st, epoch, reseek, nil
+	return st, epoch, ctx, nil
 }
 
 // resume returns the group's stored position, or where it starts without one.
 // An offset that the retention has removed becomes the first one.
 func (s *Stream) resume(ctx context.Context, group string, p int32, otherwise broker.Position) (start, error) {
-	var o stream.OffsetSpecification
 	stored, ok, err := s.stored(ctx, group, p)
 	if err != nil {
 		return start{}, err
 	}
 	if ok {
-		return start{spec: o.Offset(stored), offset: stored}, nil
+		return start{spec: streamwire.AtOffset(stored), offset: stored}, nil
 	}
 	if k := otherwise.Kind(); k == broker.PositionDefault || k == broker.PositionEarliest {
-		return start{spec: o.First()}, nil
+		return start{spec: streamwire.First()}, nil
 	}
 	first, next, err := s.bounds(ctx, p)
 	if err != nil {
@@ -98,12 +138,10 @@ func (s *Stream) resume(ctx context.Context, group string, p int32, otherwise br
 // read fills the buffer over one subscription, until it breaks, a seek, or the end.
 func (h *hold) read() error {
 	m := h.m
-	at, epoch, reseek, err := h.position()
+	at, epoch, ctx, err := h.position()
 	if err != nil {
-		return err
+		return ignoreEnd(ctx, err)
 	}
-	ctx, cancel := context.WithCancel(h.ctx)
-	defer cancel()
 	defer func() {
 		m.mu.Lock()
 		defer m.mu.Unlock()
@@ -111,60 +149,119 @@ func (h *hold) read() error {
 			h.at = &at
 		}
 	}()
-	var mu sync.Mutex // the handler's
-	f, err := m.s.subscribe(ctx, h.partition, at.spec, func(offset int64, _ int, msg *samqp.Message) {
-		mu.Lock()
-		defer mu.Unlock()
-		if ctx.Err() != nil {
-			return
-		}
-		r := decodeRecord(msg, h.partition)
-		if !at.pass(offset, r) {
-			return
-		}
-		r.Bind(broker.NewOffset(offset), h.a)
-		if h.put(ctx, epoch, r) {
-			at.offset = offset + 1
-			at.spec = stream.OffsetSpecification{}.Offset(offset + 1)
-		}
-	})
+	sub, err := m.s.subscribe(ctx, h.partition, at.spec)
 	if err != nil {
-		return err
+		return ignoreEnd(ctx, err)
 	}
-	select {
-	case <-f.closed:
-		err = broker.ErrUnavailable
-	case <-reseek:
-	case <-ctx.Done():
+	defer m.s.unsubscribe(sub)
+	for {
+		c, err := sub.Next(ctx)
+		if err != nil {
+			return ignoreEnd(ctx, err)
+		}
+		if err := h.take(ctx, epoch, c, &at); err != nil {
+			return ignoreEnd(ctx, err)
+		}
 	}
-	cancel()
-	f.close(m.s.b.o.CloseTimeout)
-	mu.Lock()
-	defer mu.Unlock()
+}
+
+// ignoreEnd drops the error of what ended because ctx did.
+func ignoreEnd(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
 	return err
 }
 
-// put waits for room. It reports false when the subscription is over.
-func (h *hold) put(ctx context.Context, epoch int, r *broker.Record) bool {
-	m := h.m
-	for {
-		m.mu.Lock()
-		if h.epoch != epoch || h.a.Ended() {
-			m.mu.Unlock()
+// take waits for room and puts the records of a chunk into the buffer; at moves
+// behind them.
+func (h *hold) take(ctx context.Context, epoch int, c *streamwire.Chunk, at *start) error {
+	rs := make([]*broker.Record, 0, c.Records)
+	slab := make([]broker.Record, c.Records)
+	var bad error
+	from := *at
+	err := c.Each(func(offset int64, message []byte) bool {
+		r := &slab[len(rs)]
+		if bad = decodeRecord(message, h.partition, r); bad != nil {
 			return false
+		}
+		if from.pass(offset, r) {
+			r.Bind(broker.NewOffset(offset), h.a)
+			rs = append(rs, r)
+		} else {
+			*r = broker.Record{}
+		}
+		return true
+	})
+	if err = errors.Join(err, bad); err != nil {
+		return err
+	}
+	if next := c.First + int64(c.Records); len(rs) > 0 || from.ms == 0 {
+		from.offset = max(from.offset, next)
+		from.spec = streamwire.AtOffset(from.offset)
+	}
+	for {
+		h.m.mu.Lock()
+		if h.epoch != epoch || h.over || h.a.Ended() {
+			h.m.mu.Unlock()
+			return fmt.Errorf("%w: the partition's owner or position changed", context.Canceled)
 		}
 		if len(h.buf) < holdBuffer {
-			h.buf = append(h.buf, r)
-			m.signal()
-			m.mu.Unlock()
-			return true
+			h.buf = append(h.buf, rs...)
+			*at = from
+			h.m.mu.Unlock()
+			if len(rs) > 0 {
+				h.m.signal()
+			}
+			return nil
 		}
-		room := h.room
-		m.mu.Unlock()
+		h.m.mu.Unlock()
 		select {
-		case <-room:
+		case <-h.room:
 		case <-ctx.Done():
-			return false
+			return ctx.Err()
 		}
 	}
+}
+
+// acquire begins a commit: until release the hold does not end, unless the
+// commit takes longer than a hand-over waits.
+func (h *hold) acquire(ctx context.Context) error {
+	select {
+	case <-h.turn:
+	case <-h.ctx.Done():
+		return broker.ErrFenced
+	case <-ctx.Done():
+		return broker.ContextError(ctx)
+	}
+	if h.a.Ended() {
+		h.release()
+		return broker.ErrFenced
+	}
+	return nil
+}
+
+func (h *hold) release() { h.turn <- struct{}{} }
+
+// commit stores where the group reads next, and never moves it back. The
+// caller has acquired the hold.
+func (h *hold) commit(ctx context.Context, next int64) error {
+	h.m.mu.Lock()
+	epoch, done := h.epoch, h.committed >= next
+	h.m.mu.Unlock()
+	if done {
+		return nil
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(h.cut, cancel)()
+	if err := storeOn(ctx, h.k, h.m.group, h.m.s.partitions[h.partition], next); err != nil {
+		return broker.UnknownOutcome(classifyStream(err))
+	}
+	h.m.mu.Lock()
+	defer h.m.mu.Unlock()
+	if h.epoch == epoch {
+		h.committed = max(h.committed, next)
+	}
+	return nil
 }

@@ -6,12 +6,8 @@ import (
 	"math/rand/v2"
 	"sync"
 
-	"github.com/rabbitmq/rabbitmq-stream-go-client/pkg/message"
-	"github.com/rabbitmq/rabbitmq-stream-go-client/pkg/stream"
-
-	samqp "github.com/rabbitmq/rabbitmq-stream-go-client/pkg/amqp"
-
 	"github.com/queuestream/broker"
+	"github.com/queuestream/broker/adapters/rabbitmq/internal/streamwire"
 )
 
 // streamBatch bounds what one frame of the stream protocol carries.
@@ -30,7 +26,7 @@ type partitionWriter struct {
 	s         *Stream
 	partition string
 	ctx       context.Context // ends with the stream's Close
-	done      chan struct{}
+	refused   chan error      // the broker does not know the producer any more
 
 	mu      sync.Mutex
 	started bool
@@ -43,18 +39,19 @@ type partitionWriter struct {
 
 // A submission is a record on its way.
 type submission struct {
-	msg    *samqp.AMQP10
-	id     int64 // 0: not numbered, never sent
-	size   int
+	streamwire.Entry // ID 0: not numbered, never sent
+
 	weight int64
 	err    error
 	gone   bool // the caller left before it was sent
 	done   chan struct{}
 }
 
+func (s *submission) size() int { return len(s.Message) + streamwire.EntryOverhead }
+
 func newPartitionWriter(s *Stream, partition string) *partitionWriter {
 	return &partitionWriter{
-		s: s, partition: partition, ctx: s.ctx, done: make(chan struct{}),
+		s: s, partition: partition, ctx: s.ctx, refused: make(chan error, 1),
 		byID: map[int64]*submission{}, wake: make(chan struct{}, 1),
 	}
 }
@@ -82,7 +79,7 @@ func (w *partitionWriter) signal() {
 func (w *partitionWriter) leave(s *submission) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if s.id != 0 {
+	if s.ID != 0 {
 		return false
 	}
 	s.gone = true
@@ -111,83 +108,48 @@ func (w *partitionWriter) failAll(err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, s := range w.queue {
-		s.err = outcome(err, s.id != 0)
-		close(s.done)
+		if s.ID == 0 || w.byID[s.ID] != nil { // else it is decided
+			s.err = outcome(err, s.ID != 0)
+			close(s.done)
+		}
 	}
 	w.queue, w.sent = nil, 0
 	clear(w.byID)
 }
 
-// session publishes over one producer until it dies.
+// session publishes over one connection until it dies.
 func (w *partitionWriter) session() error {
-	type opened struct {
-		p    *stream.Producer
-		last int64
-	}
-	o, err := acquire(w.ctx, w.s.b.streams, func(env *stream.Environment) (opened, error) {
-		p, err := env.NewProducer(w.partition, stream.NewProducerOptions().SetProducerName(w.s.producer).
-			SetConfirmationTimeOut(confirmTimeout).SetClientProvidedName(w.s.b.o.Name))
-		if err != nil {
-			return opened{}, err
-		}
-		last, err := p.GetLastPublishingId()
-		if err != nil {
-			return opened{}, errors.Join(err, p.Close())
-		}
-		return opened{p, last}, nil
-	}, func(o opened) { _ = o.p.Close() }) // closed already when its connection died
+	k, err := w.s.b.streams.leader(w.ctx, rolePublish, w.partition)
 	if err != nil {
-		return err
+		return classifyStream(err)
 	}
-	closed, confirms := o.p.NotifyClose(), o.p.NotifyPublishConfirmation()
+	p, last, err := k.DeclarePublisher(w.ctx, w.s.producer, w.partition, w.confirm)
+	if err != nil {
+		return classifyStream(err)
+	}
+	defer p.Close()
+	select {
+	case <-w.refused: // of an earlier session
+	default:
+	}
 	w.mu.Lock()
 	w.sent = 0 // everything unconfirmed goes again
-	w.next = max(w.next, o.last+1, 1)
+	w.next = max(w.next, last+1, 1)
 	w.mu.Unlock()
-	w.signal()
-	stop := make(chan struct{})
-	var reader sync.WaitGroup
-	reader.Go(func() { w.confirm(confirms, stop) })
-	err = w.write(o.p, closed)
-	// Close waits for confirms and for the socket: it must not hold this up.
-	closing := make(chan struct{})
-	go func() {
-		defer close(closing)
-		_ = o.p.Close() // closed already when its connection died
-	}()
-	ctx, cancel := context.WithTimeout(context.Background(), w.s.b.o.CloseTimeout)
-	defer cancel()
-	select {
-	case <-closing:
-	case <-ctx.Done():
-	}
-	close(stop)
-	reader.Wait()
-	return err
-}
-
-// write sends what is queued, in batches, until the producer dies.
-func (w *partitionWriter) write(p *stream.Producer, closed stream.ChannelClose) error {
 	for {
 		batch := w.take()
-		if len(batch) == 0 {
-			select {
-			case <-w.wake:
-				continue
-			case <-closed:
-				return broker.ErrUnavailable
-			case <-w.ctx.Done():
-				return nil
-			}
-		}
-		// The write blocks while the network stalls, until heartbeats find out.
-		sent := make(chan error, 1)
-		go func() { sent <- p.BatchSend(batch) }()
-		select {
-		case err := <-sent:
-			if err != nil {
+		if len(batch) > 0 {
+			if err := p.Send(batch); err != nil {
 				return classifyStream(err)
 			}
+			continue
+		}
+		select {
+		case <-w.wake:
+		case <-p.Done():
+			return classifyStream(p.Err())
+		case err := <-w.refused:
+			return classifyStream(err)
 		case <-w.ctx.Done():
 			return nil
 		}
@@ -195,72 +157,66 @@ func (w *partitionWriter) write(p *stream.Producer, closed stream.ChannelClose) 
 }
 
 // take numbers the next batch and marks it as sent.
-func (w *partitionWriter) take() []message.StreamMessage {
+func (w *partitionWriter) take() []streamwire.Entry {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	var batch []message.StreamMessage
+	var batch []streamwire.Entry
 	size := 0
 	for w.sent < len(w.queue) && len(batch) < streamBatch {
 		s := w.queue[w.sent]
-		if s.gone {
+		switch {
+		case s.gone:
 			w.queue = append(w.queue[:w.sent], w.queue[w.sent+1:]...)
 			close(s.done)
 			continue
+		case s.ID != 0 && w.byID[s.ID] == nil: // decided by an earlier session
+			w.sent++
+			continue
 		}
-		if size += s.size; len(batch) > 0 && size > streamBatchBytes {
+		if size += s.size(); len(batch) > 0 && size > streamBatchBytes {
 			break
 		}
-		if s.id == 0 {
-			s.id = w.next
+		if s.ID == 0 {
+			s.ID = w.next
 			w.next++
-			s.msg.SetPublishingId(s.id)
-			w.byID[s.id] = s
+			w.byID[s.ID] = s
 		}
-		batch = append(batch, s.msg)
+		batch = append(batch, s.Entry)
 		w.sent++
 	}
 	return batch
 }
 
-// confirm completes submissions. Failures that the client makes up itself when
-// a connection dies are no answers: the records are sent again.
-func (w *partitionWriter) confirm(confirms stream.ChannelPublishConfirm, stop chan struct{}) {
-	for {
-		select {
-		case statuses, ok := <-confirms:
-			if !ok {
-				return
-			}
-			w.mu.Lock()
-			for _, c := range statuses {
-				s := w.byID[c.GetPublishingId()]
-				if s == nil {
-					continue
-				}
-				if !c.IsConfirmed() {
-					if errors.Is(c.GetError(), stream.ConfirmationTimoutError) || c.GetErrorCode() >= clientErrorCodes || c.GetErrorCode() == 0 {
-						continue
-					}
-					s.err = classifyStream(c.GetError())
-				}
-				delete(w.byID, s.id)
-				close(s.done)
-			}
-			w.prune()
-			w.mu.Unlock()
-		case <-stop:
-			return
+// confirm completes submissions; it runs on the connection's reader. An earlier
+// connection's answers count as well: the numbers are the same.
+func (w *partitionWriter) confirm(ids []int64, code streamwire.Code) {
+	if code == streamwire.StreamNotAvailable || code == streamwire.PublisherDoesNotExist {
+		select { // no answer to the records: they go again
+		case w.refused <- code:
+		default:
 		}
+		return
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, id := range ids {
+		s := w.byID[id]
+		if s == nil {
+			continue
+		}
+		if code != streamwire.OK {
+			s.err = classifyStream(code)
+		}
+		delete(w.byID, id)
+		close(s.done)
+	}
+	w.prune()
 }
-
-// clientErrorCodes: codes from here on are not of the protocol.
-const clientErrorCodes = 60
 
 // prune drops confirmed submissions from the front. w.mu is held.
 func (w *partitionWriter) prune() {
 	n := 0
-	for n < w.sent && w.byID[w.queue[n].id] == nil {
+	for n < w.sent && w.byID[w.queue[n].ID] == nil {
 		n++
 	}
 	clear(w.queue[:n])

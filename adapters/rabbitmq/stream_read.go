@@ -8,85 +8,65 @@ import (
 	"sync"
 	"time"
 
-	samqp "github.com/rabbitmq/rabbitmq-stream-go-client/pkg/amqp"
-	"github.com/rabbitmq/rabbitmq-stream-go-client/pkg/stream"
-
 	"github.com/queuestream/broker"
+	"github.com/queuestream/broker/adapters/rabbitmq/internal/streamwire"
 )
 
-// A feed is one subscription to one partition.
-type feed struct {
-	c      *stream.Consumer
-	closed stream.ChannelClose
-}
-
-// subscribe delivers a partition's records from spec on to fn, which may block;
-// it must return once its own side is stopped, since close waits for it.
-func (s *Stream) subscribe(ctx context.Context, partition int32, spec stream.OffsetSpecification, fn func(offset int64, entries int, m *samqp.Message)) (*feed, error) {
-	handler := func(cc stream.ConsumerContext, m *samqp.Message) {
-		fn(cc.Consumer.GetOffset(), int(cc.GetEntriesCount()), m)
+// subscribe reads a partition from spec on, over a node that has a copy.
+func (s *Stream) subscribe(ctx context.Context, partition int32, spec streamwire.Start) (*streamwire.Subscription, error) {
+	name := s.partitions[partition]
+	k, err := s.b.streams.replica(ctx, roleConsume, name)
+	if err != nil {
+		return nil, classifyStream(err)
 	}
-	return acquire(ctx, s.b.streams, func(env *stream.Environment) (*feed, error) {
-		c, err := env.NewConsumer(s.partitions[partition], handler,
-			stream.NewConsumerOptions().SetOffset(spec).SetManualCommit().SetClientProvidedName(s.b.o.Name))
-		if err != nil {
-			return nil, err
-		}
-		return &feed{c: c, closed: c.NotifyClose()}, nil
-	}, func(f *feed) { f.close(s.b.o.CloseTimeout) })
+	sub, err := k.Subscribe(ctx, name, spec, streamwire.SubscribeOptions{})
+	return sub, classifyStream(err)
 }
 
-// close unsubscribes; it is bounded by CloseTimeout.
-func (f *feed) close(timeout time.Duration) {
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+// unsubscribe is bounded by CloseTimeout.
+func (s *Stream) unsubscribe(sub *streamwire.Subscription) {
+	ctx, cancel := context.WithTimeout(context.Background(), s.b.o.CloseTimeout)
 	defer cancel()
-	// It fails only if the subscription is gone already, or the broker stalls.
-	_, _ = call(ctx, func() (struct{}, error) { return struct{}{}, f.c.Close() }, nil)
+	sub.Close(ctx)
 }
 
 // bounds returns the first offset of a partition and the one after its last
 // record. Stored offsets behind the last record are not counted.
 func (s *Stream) bounds(ctx context.Context, partition int32) (first, next int64, err error) {
-	stats, err := do(ctx, s.b.streams, func(env *stream.Environment) (*stream.StreamStats, error) {
-		return env.StreamStats(s.partitions[partition])
-	})
-	if err != nil {
-		return 0, 0, err
-	}
-	if first, err = stats.FirstOffset(); err != nil {
-		return 0, 0, nil // an empty stream has none
-	}
-	// The statistics tell where the last chunk begins; reading it tells where
-	// it ends.
-	type end struct{ next int64 }
-	got := make(chan end, 1)
-	base, count := int64(-1), 0
-	f, err := s.subscribe(ctx, partition, stream.OffsetSpecification{}.Last(), func(offset int64, entries int, _ *samqp.Message) {
-		if base < 0 {
-			base, count = offset, entries
-			select {
-			case got <- end{base + int64(count)}:
-			default:
-			}
+	type ends struct{ first, next int64 }
+	e, err := persist(ctx, s.b.streams, func() (ends, error) {
+		name := s.partitions[partition]
+		k, err := s.b.streams.leader(ctx, roleControl, name)
+		if err != nil {
+			return ends{}, err
 		}
-	})
-	if err != nil {
-		return 0, 0, err
-	}
-	defer f.close(s.b.o.CloseTimeout)
-	wait, cancel := context.WithTimeout(ctx, s.b.o.DialTimeout)
-	defer cancel()
-	select {
-	case e := <-got:
-		return first, e.next, nil
-	case <-f.closed:
-		return 0, 0, broker.ErrUnavailable
-	case <-wait.Done():
-		if ctx.Err() != nil {
-			return 0, 0, broker.ContextError(ctx)
+		stats, err := k.Stats(ctx, name)
+		if err != nil {
+			return ends{}, err
 		}
-		return first, first, nil // chunks, but no record among them
-	}
+		first := stats["first_chunk_id"]
+		if first < 0 {
+			return ends{}, nil // nothing was ever stored
+		}
+		// The statistics tell where the last chunk begins; reading it tells
+		// where it ends.
+		sub, err := k.Subscribe(ctx, name, streamwire.Last(), streamwire.SubscribeOptions{Credits: 1})
+		if err != nil {
+			return ends{}, err
+		}
+		defer s.unsubscribe(sub)
+		// The broker handles a connection's requests in turn, and sends the
+		// chunk with the answer to the subscription: when the next request is
+		// answered, the chunk is here, or there is none of records.
+		if _, err := k.Stats(ctx, name); err != nil {
+			return ends{}, err
+		}
+		if c := sub.Waiting(); c != nil {
+			return ends{first, c.First + int64(c.Records)}, nil
+		}
+		return ends{first, first}, nil
+	})
+	return e.first, e.next, err
 }
 
 // Partitions implements [broker.Stream].
@@ -119,28 +99,27 @@ func (s *Stream) each(fn func(i int) error) error {
 
 // A start says where to read a partition from.
 type start struct {
-	spec   stream.OffsetSpecification
+	spec   streamwire.Start
 	offset int64 // records below are skipped
 	ms     int64 // and those before this time, until the first that is not
 }
 
 // startAt resolves a position; first and next bound the partition.
 func startAt(p broker.Position, first, next int64) (start, error) {
-	var o stream.OffsetSpecification
 	switch p.Kind() {
 	case broker.PositionDefault, broker.PositionEarliest:
-		return start{spec: o.First(), offset: first}, nil
+		return start{spec: streamwire.First(), offset: first}, nil
 	case broker.PositionLatest, broker.PositionNow:
-		return start{spec: o.Offset(next), offset: next}, nil
+		return start{spec: streamwire.AtOffset(next), offset: next}, nil
 	case broker.PositionTime:
-		return start{spec: o.Timestamp(p.Time().UnixMilli()), ms: p.Time().UnixMilli()}, nil
+		return start{spec: streamwire.AtTime(p.Time().UnixMilli()), ms: p.Time().UnixMilli()}, nil
 	case broker.PositionOffset:
 		n, ok := p.Offset().Int64()
 		if !ok || n < first || n > next {
 			return start{}, errors.Join(broker.ErrOutOfRange,
 				broker.Invalid("offset %s: the partition has %d to %d", p.Offset(), first, next))
 		}
-		return start{spec: o.Offset(n), offset: n}, nil
+		return start{spec: streamwire.AtOffset(n), offset: n}, nil
 	}
 	return start{}, broker.Invalid("position %v cannot be used here", p)
 }
@@ -254,74 +233,58 @@ func (s *Stream) readPartition(ctx context.Context, p int32, r broker.Range, out
 	default:
 		return broker.Invalid("Until %v cannot be used here", r.Until)
 	}
-	for from.offset < until {
-		done, err := s.readSome(ctx, p, &from, until, untilMS, out)
-		if done || err != nil {
-			return err
-		}
+	if from.offset >= until {
+		return nil
 	}
-	return nil
+	_, err = persist(ctx, s.b.streams, func() (struct{}, error) {
+		return struct{}{}, s.readSome(ctx, p, &from, until, untilMS, out)
+	})
+	return err
 }
 
-// readSome reads over one subscription. It reports whether the range is done.
-func (s *Stream) readSome(ctx context.Context, p int32, from *start, until, untilMS int64, out chan<- readItem) (bool, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	ended := make(chan struct{})
-	finished := false // written by the handler before it closes ended
-	at := *from
-	var mu sync.Mutex
-	f, err := s.subscribe(ctx, p, from.spec, func(offset int64, _ int, m *samqp.Message) {
-		mu.Lock()
-		defer mu.Unlock()
-		if finished || ctx.Err() != nil {
-			return
+// readSome reads the range over one subscription, and moves from behind what
+// it has sent.
+func (s *Stream) readSome(ctx context.Context, p int32, from *start, until, untilMS int64, out chan<- readItem) error {
+	sub, err := s.subscribe(ctx, p, from.spec)
+	if err != nil {
+		return err
+	}
+	defer s.unsubscribe(sub)
+	for done := false; !done; {
+		c, err := sub.Next(ctx)
+		if err != nil {
+			return err
 		}
-		if offset >= until {
-			finished = true
-			close(ended)
-			return
-		}
-		rec := decodeRecord(m, p)
-		if at.pass(offset, rec) {
-			if untilMS != 0 && rec.Time().UnixMilli() >= untilMS {
-				finished = true
-				close(ended)
-				return
+		var bad error
+		err = c.Each(func(offset int64, message []byte) bool {
+			if done = offset >= until; done {
+				return false
+			}
+			rec := new(broker.Record)
+			if bad = decodeRecord(message, p, rec); bad != nil {
+				return false
+			}
+			if !from.pass(offset, rec) {
+				return true
+			}
+			if done = untilMS != 0 && rec.Time().UnixMilli() >= untilMS; done {
+				return false
 			}
 			rec.Bind(broker.NewOffset(offset), nil)
 			select {
 			case out <- readItem{r: rec}:
-				at.offset = offset + 1
-				at.spec = stream.OffsetSpecification{}.Offset(offset + 1)
+				from.offset, from.spec = offset+1, streamwire.AtOffset(offset+1)
+				return true
 			case <-ctx.Done():
-				return
+				return false
 			}
+		})
+		if err = errors.Join(err, bad, ctx.Err()); err != nil {
+			return err
 		}
-		if offset == until-1 {
-			finished = true
-			close(ended)
-		}
-	})
-	if err != nil {
-		return false, err
+		done = done || c.First+int64(c.Records) >= until
 	}
-	select {
-	case <-ended:
-	case <-f.closed:
-	case <-ctx.Done():
-	}
-	cancel()
-	f.close(s.b.o.CloseTimeout)
-	mu.Lock()
-	defer mu.Unlock()
-	*from = at
-	select {
-	case <-ended:
-		return true, nil
-	default:
-		return false, nil
-	}
+	return nil
 }
 
 // Lag implements [broker.Stream]. It is an upper bound: stored offsets take
@@ -359,28 +322,38 @@ func (s *Stream) stored(ctx context.Context, group string, p int32) (int64, bool
 		offset int64
 		ok     bool
 	}
-	a, err := do(ctx, s.b.streams, func(env *stream.Environment) (answer, error) {
-		n, err := env.QueryOffset(group, s.partitions[p])
-		if errors.Is(err, stream.OffsetNotFoundError) {
-			return answer{}, nil
-		}
-		return answer{n + 1, err == nil}, err
+	a, err := control(ctx, s.b.streams, func(ctx context.Context, c *streamwire.Conn) (answer, error) {
+		n, ok, err := storedOn(ctx, c, group, s.partitions[p])
+		return answer{n, ok}, err
 	})
 	return a.offset, a.ok, err
 }
 
-// store sets the offset that a group reads next. The broker does not answer a
-// store: a query follows it until it is seen.
+func storedOn(ctx context.Context, c *streamwire.Conn, group, partition string) (int64, bool, error) {
+	n, err := c.QueryOffset(ctx, group, partition)
+	if errors.Is(err, streamwire.NoOffset) {
+		return 0, false, nil
+	}
+	return n + 1, err == nil, err
+}
+
+// store sets the offset that a group reads next.
 func (s *Stream) store(ctx context.Context, group string, p int32, next int64) error {
+	_, err := control(ctx, s.b.streams, func(ctx context.Context, c *streamwire.Conn) (struct{}, error) {
+		return struct{}{}, storeOn(ctx, c, group, s.partitions[p], next)
+	})
+	return err
+}
+
+// storeOn is store over one connection. The broker does not answer a store: a
+// query follows it until it is seen.
+func storeOn(ctx context.Context, c *streamwire.Conn, group, partition string, next int64) error {
 	for {
-		_, err := do(ctx, s.b.streams, func(env *stream.Environment) (struct{}, error) {
-			return struct{}{}, env.StoreOffset(group, s.partitions[p], next-1)
-		})
-		if err != nil {
+		if err := c.StoreOffset(group, partition, next-1); err != nil {
 			return err
 		}
 		for range 20 {
-			got, ok, err := s.stored(ctx, group, p)
+			got, ok, err := storedOn(ctx, c, group, partition)
 			if err != nil {
 				return err
 			}
@@ -390,7 +363,7 @@ func (s *Stream) store(ctx context.Context, group string, p int32, next int64) e
 			sleep(ctx, 5*time.Millisecond)
 		}
 		if err := broker.ContextError(ctx); err != nil {
-			return broker.UnknownOutcome(err)
+			return err
 		}
 	}
 }

@@ -5,132 +5,221 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/url"
-	"strconv"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
-	"github.com/rabbitmq/rabbitmq-stream-go-client/pkg/stream"
 
 	"github.com/queuestream/broker"
+	"github.com/queuestream/broker/adapters/rabbitmq/internal/streamwire"
 )
 
-// streamPort is the stream plugin's default.
-const streamPort = "5552"
+// The ports of the stream plugin.
+const (
+	streamPort    = "5552"
+	streamTLSPort = "5551"
+)
 
-// streams owns the environment of the stream client, made at first use.
+// Connections of the stream protocol are kept apart by what they are for, so
+// that a reader that is full of records holds up neither a publisher nor the
+// group's coordination.
+const (
+	roleControl = "control"
+	rolePublish = "publish"
+	roleConsume = "consume"
+	roleGroup   = "group"
+)
+
+// streams keeps the connections of the stream protocol, made at first use and
+// replaced when they are dead.
 type streams struct {
-	b    *Broker
-	lock chan struct{} // a token: one connects at a time
+	b       *Broker
+	ctx     context.Context // ends with close
+	cancel  context.CancelFunc
+	reached atomic.Bool // once: from there on a failure to connect passes
+	next    atomic.Uint32
+	joining chan struct{} // a token: one member of a group joins at a time
 
-	mu     sync.Mutex
-	env    *stream.Environment
-	closed bool
+	mu    sync.Mutex
+	pools map[poolKey]*pool
+}
+
+type poolKey struct{ role, node string } // node: host and port, or "" for any
+
+// A pool holds the connections to one node for one purpose.
+type pool struct {
+	lock  chan struct{} // a token: one connects at a time
+	conns []*streamwire.Conn
 }
 
 func newStreams(b *Broker) *streams {
-	s := &streams{b: b, lock: make(chan struct{}, 1)}
-	s.lock <- struct{}{}
+	s := &streams{b: b, pools: map[poolKey]*pool{}, joining: make(chan struct{}, 1)}
+	s.joining <- struct{}{}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
 }
 
-// environment returns the client's environment. It waits for the AMQP
-// connection first: the stream client itself retries without an end while the
-// broker is down.
-func (s *streams) environment(ctx context.Context) (*stream.Environment, error) {
-	if _, err := s.b.control.get(ctx); err != nil {
-		return nil, err
+// conn returns a live connection that has room.
+func (s *streams) conn(ctx context.Context, role, node string) (*streamwire.Conn, error) {
+	s.mu.Lock()
+	key := poolKey{role, node}
+	p := s.pools[key]
+	if p == nil {
+		p = &pool{lock: make(chan struct{}, 1)}
+		p.lock <- struct{}{}
+		s.pools[key] = p
 	}
+	s.mu.Unlock()
 	select {
-	case <-s.lock:
-		defer func() { s.lock <- struct{}{} }()
+	case <-p.lock:
+		defer func() { p.lock <- struct{}{} }()
+	case <-s.ctx.Done():
+		return nil, broker.ErrClosed
 	case <-ctx.Done():
 		return nil, unavailable(ctx, nil)
 	}
-	s.mu.Lock()
-	env, closed := s.env, s.closed
-	s.mu.Unlock()
-	if env != nil || closed {
-		if closed {
-			return nil, broker.ErrClosed
+	live := p.conns[:0]
+	for _, c := range p.conns {
+		if c.Err() == nil {
+			live = append(live, c)
 		}
-		return env, nil
 	}
-	o, err := s.options(ctx)
-	if err != nil {
-		return nil, err
+	clear(p.conns[len(live):])
+	p.conns = live
+	for _, c := range p.conns {
+		if c.Room() {
+			return c, nil
+		}
 	}
-	env, err = call(ctx, func() (*stream.Environment, error) { return stream.NewEnvironment(o) }, closeEnvironment)
-	if err != nil {
-		return nil, s.connectError(ctx, err)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		go closeEnvironment(env)
+	if s.ctx.Err() != nil {
 		return nil, broker.ErrClosed
 	}
-	s.env = env
-	return env, nil
-}
-
-func closeEnvironment(env *stream.Environment) {
-	_ = env.Close() // always nil
-}
-
-// connectError tells a missing plugin from a broker that does not answer.
-func (s *streams) connectError(ctx context.Context, err error) error {
-	if ctx.Err() == nil && errors.Is(err, syscall.ECONNREFUSED) {
-		return broker.Unsupported("streams: nothing listens on the stream port, while AMQP works: enable the plugin "+
-			"(rabbitmq-plugins enable rabbitmq_stream) or set Options.StreamURLs: %v", err)
-	}
-	return classifyStream(err)
-}
-
-// options translates ours into the client's.
-func (s *streams) options(ctx context.Context) (*stream.EnvironmentOptions, error) {
-	o := s.b.o
-	uris, err := streamURLs(o)
+	c, err := s.dial(ctx, role, node)
 	if err != nil {
 		return nil, err
 	}
-	if o.Credentials != nil {
-		user, password, err := o.Credentials(ctx)
+	p.conns = append(p.conns, c)
+	return c, nil
+}
+
+// dial connects to a node, or tries every endpoint once.
+func (s *streams) dial(ctx context.Context, role, node string) (*streamwire.Conn, error) {
+	uris, err := streamURLs(s.b.o)
+	if err != nil {
+		return nil, err
+	}
+	first := int(s.next.Add(1))
+	var errs []error
+	for i := range uris {
+		u := uris[(first+i)%len(uris)]
+		c, err := s.dialURL(ctx, role, node, u)
+		if err == nil {
+			s.reached.Store(true)
+			return c, nil
+		}
+		errs = append(errs, fmt.Errorf("stream protocol at %s: %w", u.Host, err))
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	err = errors.Join(errs...)
+	switch {
+	case ctx.Err() != nil:
+		return nil, unavailable(ctx, err)
+	case s.reached.Load(): // it worked once: whatever it is now, it may pass
+		return nil, fmt.Errorf("%w: %w", broker.ErrUnavailable, err)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return nil, broker.Unsupported("streams: nothing listens on the stream port, while AMQP works: enable the plugin "+
+			"(rabbitmq-plugins enable rabbitmq_stream) or set Options.StreamURLs: %v", err)
+	}
+	return nil, classifyStream(err)
+}
+
+// resolveTries bounds how often a load balancer is asked for one node.
+const resolveTries = 50
+
+func (s *streams) dialURL(ctx context.Context, role, node string, u *url.URL) (*streamwire.Conn, error) {
+	address := u.Host
+	tries := 1
+	switch {
+	case node == "":
+	case s.b.o.StreamDirect:
+		tries = resolveTries
+	default:
+		address = node
+	}
+	for {
+		c, err := s.dialAddress(ctx, role, address, u)
 		if err != nil {
+			return nil, err
+		}
+		if node == "" || c.Advertised() == node || tries == 1 {
+			return c, nil
+		}
+		s.closeConn(c)
+		if tries--; tries == 0 {
+			return nil, fmt.Errorf("%w: of %d connections to %s none reached the node %s", broker.ErrUnavailable, resolveTries, address, node)
+		}
+	}
+}
+
+func (s *streams) dialAddress(ctx context.Context, role, address string, u *url.URL) (*streamwire.Conn, error) {
+	o := s.b.o
+	ctx, cancel := context.WithTimeout(ctx, o.DialTimeout)
+	defer cancel()
+	defer context.AfterFunc(s.ctx, cancel)()
+	cfg := streamwire.Config{User: u.User.Username(), VHost: streamVHost(u), Name: o.Name + "." + role, Heartbeat: o.Heartbeat}
+	cfg.Password, _ = u.User.Password()
+	if o.Credentials != nil {
+		var err error
+		if cfg.User, cfg.Password, err = o.Credentials(ctx); err != nil {
 			return nil, fmt.Errorf("%w: credentials: %w", broker.ErrUnavailable, err)
 		}
-		for _, u := range uris {
-			u.User = url.UserPassword(user, password)
-		}
 	}
-	e := stream.NewEnvironmentOptions().SetMaxConsumersPerClient(20).SetMaxProducersPerClient(20).
-		SetRequestedHeartbeat(max(5*time.Second, o.Heartbeat)).SetRPCTimeout(o.DialTimeout)
-	texts := make([]string, len(uris))
-	for i, u := range uris {
-		texts[i] = u.String()
+	socket, err := o.Dial(ctx, "tcp", address)
+	if err != nil {
+		return nil, err
 	}
-	e.SetUris(texts)
-	if uris[0].Scheme == "rabbitmq-stream+tls" {
-		c := o.TLS.Clone()
-		if c == nil {
-			c = &tls.Config{MinVersion: tls.VersionTLS12}
+	if u.Scheme == "rabbitmq-stream+tls" {
+		t := o.TLS.Clone()
+		if t == nil {
+			t = &tls.Config{MinVersion: tls.VersionTLS12}
 		}
-		if c.ServerName == "" {
-			c.ServerName = uris[0].Hostname()
+		if t.ServerName == "" {
+			t.ServerName, _, _ = strings.Cut(address, ":")
+			if host, _, err := net.SplitHostPort(address); err == nil {
+				t.ServerName = host
+			}
 		}
-		e.IsTLS(true).SetTLSConfig(c)
+		secure := tls.Client(socket, t)
+		if err := secure.HandshakeContext(ctx); err != nil {
+			return nil, errors.Join(err, ignoreClosed(socket.Close()))
+		}
+		socket = secure
 	}
-	if o.StreamDirect {
-		port, err := strconv.Atoi(uris[0].Port())
-		if err != nil {
-			return nil, broker.Invalid("Options.StreamURLs[0]: port %q", uris[0].Port())
-		}
-		e.SetAddressResolver(stream.AddressResolver{Host: uris[0].Hostname(), Port: port})
+	c, err := streamwire.Open(ctx, newPipe(socket), cfg)
+	if err != nil && ctx.Err() != nil {
+		err = unavailable(ctx, err)
 	}
-	return e, nil
+	return c, err
+}
+
+// streamVHost returns the virtual host of a stream URL.
+func streamVHost(u *url.URL) string {
+	v := strings.TrimPrefix(u.EscapedPath(), "/")
+	if v == "" {
+		return "/"
+	}
+	if plain, err := url.PathUnescape(v); err == nil {
+		return plain
+	}
+	return v
 }
 
 // streamURLs returns the endpoints of the stream protocol.
@@ -144,8 +233,15 @@ func streamURLs(o *Options) ([]*url.URL, error) {
 		if u.Scheme != "rabbitmq-stream" && u.Scheme != "rabbitmq-stream+tls" || u.Hostname() == "" {
 			return nil, broker.Invalid("Options.StreamURLs[%d]: want rabbitmq-stream://user:password@host:5552/vhost", i)
 		}
+		if u.User == nil {
+			u.User = url.UserPassword("guest", "guest") // as AMQP URLs without
+		}
 		if u.Port() == "" {
-			u.Host = net.JoinHostPort(u.Hostname(), streamPort)
+			port := streamPort
+			if u.Scheme == "rabbitmq-stream+tls" {
+				port = streamTLSPort
+			}
+			u.Host = net.JoinHostPort(u.Hostname(), port)
 		}
 		uris = append(uris, u)
 	}
@@ -160,7 +256,7 @@ func streamURLs(o *Options) ([]*url.URL, error) {
 		u := &url.URL{Scheme: "rabbitmq-stream", User: url.UserPassword(a.Username, a.Password),
 			Host: net.JoinHostPort(a.Host, streamPort), Path: "/" + a.Vhost}
 		if a.Scheme == "amqps" {
-			u.Scheme, u.Host = "rabbitmq-stream+tls", net.JoinHostPort(a.Host, "5551")
+			u.Scheme, u.Host = "rabbitmq-stream+tls", net.JoinHostPort(a.Host, streamTLSPort)
 		}
 		if a.Vhost == "/" {
 			u.Path, u.RawPath = "//", "/%2f"
@@ -170,58 +266,127 @@ func streamURLs(o *Options) ([]*url.URL, error) {
 	return uris, nil
 }
 
+// close ends every connection; it is bounded by CloseTimeout.
 func (s *streams) close() {
+	s.cancel()
 	s.mu.Lock()
-	env := s.env
-	s.env, s.closed = nil, true
+	pools := s.pools
+	s.pools = map[poolKey]*pool{}
 	s.mu.Unlock()
-	if env == nil {
-		return
+	var wg sync.WaitGroup
+	for _, p := range pools {
+		wg.Go(func() {
+			<-p.lock // who connects sees that s.ctx has ended
+			var conns sync.WaitGroup
+			for _, c := range p.conns {
+				conns.Go(func() { s.closeConn(c) })
+			}
+			conns.Wait()
+			p.conns = nil
+			p.lock <- struct{}{}
+		})
 	}
+	wg.Wait()
+}
+
+func (s *streams) closeConn(c *streamwire.Conn) {
 	ctx, cancel := context.WithTimeout(context.Background(), s.b.o.CloseTimeout)
 	defer cancel()
-	if _, err := call(ctx, func() (struct{}, error) { closeEnvironment(env); return struct{}{}, nil }, nil); err != nil {
-		s.b.o.Logger.Warn("closing the stream connections took too long", "adapter", adapterName)
+	c.Close(ctx)
+}
+
+// control runs fn on a connection to any node. What a broken connection left
+// undecided is asked again until ctx ends, so fn must be safe to repeat.
+func control[T any](ctx context.Context, s *streams, fn func(context.Context, *streamwire.Conn) (T, error)) (T, error) {
+	return persist(ctx, s, func() (T, error) {
+		c, err := s.conn(ctx, roleControl, "")
+		if err != nil {
+			var zero T
+			return zero, err
+		}
+		return fn(ctx, c)
+	})
+}
+
+// persist repeats fn while the broker is unavailable, once it was reached.
+func persist[T any](ctx context.Context, s *streams, fn func() (T, error)) (T, error) {
+	var last error
+	for backoff := s.b.o.MinBackoff; ; backoff = min(2*backoff, s.b.o.MaxBackoff) {
+		began := time.Now()
+		v, err := fn()
+		if time.Since(began) > time.Second {
+			backoff = s.b.o.MinBackoff
+		}
+		switch {
+		case err == nil:
+			return v, nil
+		case s.ctx.Err() != nil:
+			return v, broker.ErrClosed
+		case ctx.Err() != nil && last == nil:
+			return v, broker.ContextError(ctx)
+		case ctx.Err() != nil:
+			return v, unavailable(ctx, last)
+		}
+		if err = classifyStream(err); !errors.Is(err, broker.ErrUnavailable) || !s.reached.Load() {
+			return v, err
+		}
+		last = err
+		sleep(ctx, backoff/2+rand.N(backoff/2+1))
 	}
 }
 
-// do runs fn, which blocks on the stream protocol, until ctx ends.
-func do[T any](ctx context.Context, s *streams, fn func(*stream.Environment) (T, error)) (T, error) {
-	return acquire(ctx, s, fn, nil)
-}
-
-// acquire is do for what must be released: late is called with what fn returns
-// after ctx has ended.
-func acquire[T any](ctx context.Context, s *streams, fn func(*stream.Environment) (T, error), late func(T)) (T, error) {
-	var zero T
-	env, err := s.environment(ctx)
+// leader returns a connection to the node that leads a stream.
+func (s *streams) leader(ctx context.Context, role, stream string) (*streamwire.Conn, error) {
+	p, err := s.locate(ctx, stream)
 	if err != nil {
-		return zero, err
+		return nil, err
 	}
-	v, err := call(ctx, func() (T, error) { return fn(env) }, late)
-	if err != nil && ctx.Err() == nil {
-		err = classifyStream(err)
-	}
-	return v, err
+	return s.conn(ctx, role, p.Leader)
 }
 
-// classifyStream adds the sentinel that a stream client's error stands for.
+// replica returns a connection to a node that has a copy of a stream.
+func (s *streams) replica(ctx context.Context, role, stream string) (*streamwire.Conn, error) {
+	p, err := s.locate(ctx, stream)
+	if err != nil {
+		return nil, err
+	}
+	node := p.Leader
+	if len(p.Replicas) > 0 {
+		node = p.Replicas[rand.IntN(len(p.Replicas))]
+	}
+	return s.conn(ctx, role, node)
+}
+
+func (s *streams) locate(ctx context.Context, stream string) (streamwire.Placement, error) {
+	c, err := s.conn(ctx, roleControl, "")
+	if err != nil {
+		return streamwire.Placement{}, err
+	}
+	return c.Locate(ctx, stream)
+}
+
+// classifyStream adds the sentinel that an answer of the stream protocol stands
+// for.
 func classifyStream(err error) error {
-	var sentinel error
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, stream.StreamDoesNotExist), errors.Is(err, stream.VirtualHostAccessFailure):
-		sentinel = broker.ErrNotFound
-	case errors.Is(err, stream.AuthenticationFailure), errors.Is(err, stream.CodeAccessRefused),
-		errors.Is(err, stream.AuthenticationFailureLoopbackError):
-		sentinel = broker.ErrUnauthorized
-	case errors.Is(err, stream.StreamAlreadyExists), errors.Is(err, stream.PreconditionFailed):
-		sentinel = broker.ErrConflict
-	case errors.Is(err, stream.FrameTooLarge):
-		sentinel = broker.ErrTooLarge
-	default:
-		sentinel = broker.ErrUnavailable
+	for _, known := range []error{nil, broker.ErrUnavailable, broker.ErrClosed, broker.ErrUnsupported, broker.ErrInvalid, broker.ErrNotFound} {
+		if errors.Is(err, known) {
+			return err
+		}
+	}
+	sentinel := broker.ErrUnavailable
+	if code, ok := errors.AsType[streamwire.Code](err); ok && !errors.Is(err, streamwire.ErrClosed) {
+		switch code {
+		case streamwire.StreamDoesNotExist, streamwire.VirtualHostAccess, streamwire.NoOffset:
+			sentinel = broker.ErrNotFound
+		case streamwire.AuthenticationFailure, streamwire.AuthenticationLoopback, streamwire.AccessRefused, streamwire.SASLError:
+			sentinel = broker.ErrUnauthorized
+		case streamwire.StreamAlreadyExists, streamwire.PreconditionFailed:
+			sentinel = broker.ErrConflict
+		case streamwire.FrameTooLarge:
+			sentinel = broker.ErrTooLarge
+		case streamwire.MechanismNotSupported:
+			sentinel = broker.ErrUnsupported
+		}
 	}
 	if errors.Is(err, sentinel) {
 		return err
