@@ -161,3 +161,65 @@ func TestStreamPublishEnded(t *testing.T) {
 		t.Errorf("%d records, want 1", n)
 	}
 }
+
+// TestStreamBoundsBehindOffsets: stored offsets take offsets of a stream, but
+// they are no records: the ends stay those of the records, without waiting.
+func TestStreamBoundsBehindOffsets(t *testing.T) {
+	b := testBroker(t, streamOptions)
+	s := testStream(t, b, broker.StreamConfig{})
+	check := func(want int64) {
+		t.Helper()
+		for range 20 {
+			ps, err := s.Partitions(testContext(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if ps[0].First != broker.NewOffset(0) || ps[0].Next != broker.NewOffset(want) {
+				t.Fatalf("%v to %v, want 0 to %d", ps[0].First, ps[0].Next, want)
+			}
+		}
+	}
+	store := func() {
+		t.Helper()
+		for i := range 5 { // each is a chunk without records
+			if err := s.store(testContext(t), "g", 0, int64(i+1)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	check(0)
+	store()
+	check(0)
+	n := int64(0)
+	for range 3 {
+		ps, err := s.Partitions(testContext(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 10 {
+			if _, err := s.Publish(testContext(t), broker.Record{Value: []byte("v")}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		store()
+		after, err := s.Partitions(testContext(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		from, _ := ps[0].Next.Int64()
+		next, _ := after[0].Next.Int64()
+		if next < from+10 {
+			t.Fatalf("%d after %d and 10 records", next, from)
+		}
+		read := 0
+		for _, err := range s.Read(testContext(t), broker.Range{}) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			read++
+		}
+		if n += 10; int64(read) != n {
+			t.Fatalf("read %d of %d", read, n)
+		}
+	}
+}
