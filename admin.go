@@ -38,6 +38,12 @@ type Admin interface {
 	ResetGroup(ctx context.Context, stream, group string, to Position) error
 }
 
+// An Identifier is a [Stream] that tells its identity as of now, the same as
+// [Assignment].Identity of what a group reads of it.
+type Identifier interface {
+	Identity(ctx context.Context) (string, error)
+}
+
 // A QueueConfig is what a queue is declared with. The zero value is a durable
 // queue with the broker's defaults.
 type QueueConfig struct {

@@ -155,6 +155,15 @@ func (s *hookedStream) PublishBatch(ctx context.Context, rs []Record) ([]Receipt
 	})
 }
 
+// As passes on the stream's identity.
+func (s *hookedStream) As(target any) bool {
+	i, ok := target.(*Identifier)
+	if ok {
+		*i, ok = As[Identifier](s.Stream)
+	}
+	return ok
+}
+
 type hookedExchanger struct {
 	inner Exchanger
 	hooks []PublishHook

@@ -151,6 +151,50 @@ func TestContract3Identity(t *testing.T) {
 	}
 }
 
+// 3. Identity: a stream of the same name is another one. Its records are not
+// taken for those of the first, within the dedup window as well.
+func TestContract3StreamMadeAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 1)
+		for range 2 {
+			w.publish(50, 5)
+			rt := w.route(nil)
+			stop := w.start(rt)
+			w.until("the end of the stream", func() bool { return w.lag("bridge-r") == 0 })
+			check(t, stop())
+			check(t, w.events.DeleteStream(w.ctx, "orders"))
+			check(t, w.events.DeclareStream(w.ctx, "orders", broker.StreamConfig{Partitions: 1}))
+			w.stream = must(w.events.Stream(w.ctx, "orders", nil))(t)
+		}
+		allOnce(t, w.drain(w.queue), 100)
+	})
+}
+
+// 3. Identity: a dry run shows the ids and coordinates that the route sends.
+func TestContract3DryRunShowsIdentity(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 2)
+		w.publish(20, 5)
+		planned := map[string]string{}
+		rt := w.route(nil)
+		_, err := rt.DryRun(w.ctx, broker.Range{}, func(p Planned) error {
+			planned[string(p.Task.Body)] = p.Task.ID + p.Task.DedupID + p.Task.Headers.Get(broker.HeaderSourceStream)
+			return nil
+		})
+		check(t, err)
+		stop := w.start(rt)
+		w.until("the end of the stream", func() bool { return w.lag("bridge-r") == 0 })
+		check(t, stop())
+		ds := w.drain(w.queue)
+		allOnce(t, ds, 20)
+		for _, d := range ds {
+			if got := d.ID + d.DedupID + d.Headers.Get(broker.HeaderSourceStream); got != planned[string(d.Body)] || d.DedupID == "" {
+				t.Errorf("record %s: sent %s, planned %s", d.Body, got, planned[string(d.Body)])
+			}
+		}
+	})
+}
+
 // 4. Order per key on first delivery, while sends fail at random.
 func TestContract4OrderPerKey(t *testing.T) {
 	for _, same := range []bool{false, true} {

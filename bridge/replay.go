@@ -10,7 +10,7 @@ import (
 type Planned struct {
 	Record *broker.Record
 	Queue  string         // empty when the record is filtered
-	Task   broker.Message // without ids: those depend on the broker's identity
+	Task   broker.Message // as it would be sent, with its ids
 	Kept   bool           // false: filtered
 	Poison error          // why the record would be poison
 }
@@ -28,11 +28,20 @@ func (rt *Route) DryRun(ctx context.Context, rg broker.Range, emit func(Planned)
 	if err := rt.check(); err != nil {
 		return s, err
 	}
+	identity := ""
+	if i, ok := broker.As[broker.Identifier](rt.Source); ok {
+		var err error
+		if identity, err = i.Identity(ctx); err != nil {
+			return s, err
+		}
+	}
 	rg.ReadCommitted = rg.ReadCommitted || rt.ReadCommitted
 	for r, err := range rt.Source.Read(ctx, rg) {
 		if err != nil {
 			return s, err
 		}
+		// As if a member of the route's group had read it.
+		r.Bind(r.Offset(), &broker.Assignment{Stream: rt.Source.Name(), Group: rt.Group, Partition: r.Partition, Identity: identity})
 		q, task, kept, err := rt.plan(ctx, r)
 		p := Planned{Record: r, Task: task, Kept: kept}
 		s.Records++

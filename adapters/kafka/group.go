@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/queuestream/broker"
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
@@ -195,7 +196,7 @@ func (c *GroupConsumer) stamp(fetches kgo.Fetches, seq uint64) []*broker.Record 
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return records(fetches, func(p *kgo.FetchPartition) (*broker.Assignment, bool) {
+	return records(fetches, func(id kadm.TopicID, p *kgo.FetchPartition) (*broker.Assignment, bool) {
 		h := c.holds[p.Partition]
 		if h == nil || h.revoking {
 			return nil, false
@@ -204,7 +205,9 @@ func (c *GroupConsumer) stamp(fetches kgo.Fetches, seq uint64) []*broker.Record 
 			c.retry = append(c.retry, p.Partition)
 			return nil, false
 		}
-		h.next = p.Records[len(p.Records)-1].Offset + 1
+		if h.next = p.Records[len(p.Records)-1].Offset + 1; h.a.Identity == "" { // before anybody has it
+			h.a.Identity = c.s.topic.identity(id)
+		}
 		return h.a, true
 	})
 }

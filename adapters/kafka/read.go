@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/queuestream/broker"
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -293,7 +294,7 @@ func (s *span) take(in []*kgo.Record, next int64) []*broker.Record {
 		n--
 	}
 	s.next = max(s.next, next)
-	return records(oneFetch(in[:n]), func(*kgo.FetchPartition) (*broker.Assignment, bool) { return nil, true })
+	return records(oneFetch(in[:n]), func(kadm.TopicID, *kgo.FetchPartition) (*broker.Assignment, bool) { return nil, true })
 }
 
 func oneFetch(in []*kgo.Record) kgo.Fetches {

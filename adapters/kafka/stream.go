@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"github.com/queuestream/broker"
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
@@ -21,10 +22,23 @@ type Stream struct {
 	closed  bool
 }
 
-var _ broker.Stream = (*Stream)(nil)
+var (
+	_ broker.Stream     = (*Stream)(nil)
+	_ broker.Identifier = (*Stream)(nil)
+)
 
 // Name returns the topic's name.
 func (s *Stream) Name() string { return s.topic.name }
+
+// Identity does what broker.Identifier promises: the cluster's id and the
+// topic's, as they are now.
+func (s *Stream) Identity(ctx context.Context) (string, error) {
+	t, err := s.b.describe(ctx, s.topic.name)
+	if err != nil {
+		return "", fail("identify", s.topic.name, err)
+	}
+	return t.identity(t.id), nil
+}
 
 // Capabilities returns what the topic honours, as of the time it was opened.
 func (s *Stream) Capabilities() broker.StreamCapabilities { return s.caps }
@@ -234,8 +248,8 @@ func (s *Stream) Close() error {
 }
 
 // records translates what was fetched, in one slab. stamp returns the
-// assignment of a partition and whether its records are wanted.
-func records(fetches kgo.Fetches, stamp func(p *kgo.FetchPartition) (*broker.Assignment, bool)) []*broker.Record {
+// assignment of a partition of a topic, and whether its records are wanted.
+func records(fetches kgo.Fetches, stamp func(id kadm.TopicID, p *kgo.FetchPartition) (*broker.Assignment, bool)) []*broker.Record {
 	n, headers := 0, 0
 	for i := range fetches {
 		for j := range fetches[i].Topics {
@@ -260,7 +274,7 @@ func records(fetches kgo.Fetches, stamp func(p *kgo.FetchPartition) (*broker.Ass
 				if len(p.Records) == 0 {
 					continue
 				}
-				a, wanted := stamp(p)
+				a, wanted := stamp(fetches[i].Topics[j].TopicID, p)
 				if !wanted {
 					continue
 				}

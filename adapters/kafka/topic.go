@@ -13,6 +13,7 @@ import (
 type topic struct {
 	name       string
 	id         kadm.TopicID
+	cluster    string // id
 	partitions int
 	maxBytes   int  // max.message.bytes: of a batch, as the broker counts it
 	ownTime    bool // the broker stamps records itself
@@ -53,15 +54,15 @@ func (b *Broker) describe(ctx context.Context, name string) (*topic, error) {
 	if err := validateName(name); err != nil {
 		return nil, err
 	}
-	details, err := b.admin.ListTopics(ctx, name)
+	m, err := b.admin.Metadata(ctx, name)
 	if err != nil {
 		return nil, bounded(ctx, authError(err))
 	}
-	d := details[name]
+	d := m.Topics[name]
 	if d.Err != nil {
 		return nil, d.Err
 	}
-	t := &topic{name: name, id: d.ID, partitions: len(d.Partitions), maxBytes: defaultMaxMessageBytes}
+	t := &topic{name: name, id: d.ID, cluster: m.Cluster, partitions: len(d.Partitions), maxBytes: defaultMaxMessageBytes}
 	configs, err := b.topicConfigs(ctx, name)
 	if err != nil {
 		return nil, err
@@ -73,6 +74,10 @@ func (b *Broker) describe(ctx context.Context, name string) (*topic, error) {
 	b.maxBytes.Store(name, int32(min(t.maxBytes, 1<<30))) //nolint:gosec // bounded here
 	return t, nil
 }
+
+// identity tells the topic with an id apart from one of the same name in
+// another cluster, or deleted and created again.
+func (t *topic) identity(id kadm.TopicID) string { return t.cluster + "/" + id.String() }
 
 // topicConfigs returns a topic's configuration, empty if reading it is not allowed.
 func (b *Broker) topicConfigs(ctx context.Context, name string) (map[string]string, error) {

@@ -138,7 +138,7 @@ func (g *consumerGroup) load(m *GroupConsumer) int {
 func (g *consumerGroup) hold(m *GroupConsumer, p *partition) *hold {
 	pos := g.position(p, m.opts.Start)
 	h := &hold{m: m, p: p, pos: pos, start: pos}
-	h.a = &broker.Assignment{Stream: g.s.name, Group: g.name, Partition: p.id}
+	h.a = &broker.Assignment{Stream: g.s.name, Group: g.name, Partition: p.id, Identity: g.s.identity}
 	g.holds[p.id] = h
 	return h
 }

@@ -315,7 +315,7 @@ func (g *consumerGroup) stored(h *hold) int64 {
 // moveTo goes on reading at n; what was fetched before is fenced.
 func (h *hold) moveTo(n int64) {
 	h.pos = n
-	a := &broker.Assignment{Stream: h.a.Stream, Group: h.a.Group, Partition: h.a.Partition}
+	a := &broker.Assignment{Stream: h.a.Stream, Group: h.a.Group, Partition: h.a.Partition, Identity: h.a.Identity}
 	h.a.End()
 	h.a = a
 }

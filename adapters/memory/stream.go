@@ -26,6 +26,7 @@ type stream struct {
 	srv        *server
 	name       string
 	id         int // order of locking
+	identity   string
 	cfg        broker.StreamConfig
 	tombstones time.Duration
 
@@ -53,7 +54,7 @@ func (s *server) declareStream(name string, cfg broker.StreamConfig) error {
 		return st.redeclare(&cfg)
 	}
 	s.streamIDs++
-	st := &stream{srv: s, name: name, id: s.streamIDs, cfg: cfg, tombstones: tombstones}
+	st := &stream{srv: s, name: name, id: s.streamIDs, identity: broker.NewID(), cfg: cfg, tombstones: tombstones}
 	st.grow(cfg.Partitions)
 	s.streams[name] = st
 	return nil
@@ -218,6 +219,9 @@ type Stream struct {
 
 // Name returns the stream's name.
 func (h *Stream) Name() string { return h.s.name }
+
+// Identity does what [broker.Identifier] promises.
+func (h *Stream) Identity(context.Context) (string, error) { return h.s.identity, nil }
 
 // Capabilities returns what this handle honours.
 func (h *Stream) Capabilities() broker.StreamCapabilities { return h.caps }
