@@ -22,8 +22,8 @@ type RecordHandler func(ctx context.Context, r *Record) error
 // is called again with back-off.
 type DeadLetterFunc func(ctx context.Context, r *Record, cause error) error
 
-// A Processor runs Handler over a group of a Stream: records of equal key one
-// at a time and in order, different keys, and records without a key, in
+// A Processor runs Handler over a group of a Stream: records of equal key (or
+// OrderBy) one at a time and in order, different keys, and records without a key, in
 // parallel. It commits the contiguous prefix of what is done. A record that is
 // retried blocks its key, not its partition; a partition whose window is full
 // is paused, and the others go on.
@@ -38,7 +38,12 @@ type Processor struct {
 	Start         Position // where the group has no offset yet; zero: Earliest
 	Until         Position // Run returns nil when the group has come here: Now, AtTime or AtOffset; zero: never
 	ReadCommitted bool
-	Handler       RecordHandler // this or BatchHandler
+	// OrderBy tells what orders records of a partition: those of an equal result
+	// run one at a time and in order, those with an empty one freely. nil: by
+	// the record's key, and so where it panics. It is called once for each
+	// record, one at a time, and holds up all receiving.
+	OrderBy func(r *Record) string
+	Handler RecordHandler // this or BatchHandler
 	// BatchHandler handles up to MaxBatch records at once, those of one key in
 	// order. A *BatchError is a verdict for each; any other result is the
 	// verdict for all. When a record fails, those of its key behind it in the

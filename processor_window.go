@@ -152,6 +152,10 @@ func (pt *partition) oldest() time.Time {
 func (r *processorRun) dispatch(rs []*Record) {
 	now := time.Now()
 	slab := make([]task, len(rs))
+	for i, rec := range rs {
+		slab[i] = task{r: rec, at: now}
+		slab[i].hash, slab[i].keyed = r.orderOf(rec)
+	}
 	pause := false
 	r.p.counters.received.Add(int64(len(rs)))
 	r.mu.Lock()
@@ -171,7 +175,7 @@ func (r *processorRun) dispatch(rs []*Record) {
 			continue
 		}
 		t := &slab[i]
-		*t = task{r: rec, part: pt, at: now, keyed: len(rec.Key) > 0}
+		t.part = pt
 		pt.received, pt.lastReceived = rec.offset, rec
 		pt.window.push(t)
 		r.inHand++
@@ -194,6 +198,31 @@ func (r *processorRun) dispatch(rs []*Record) {
 	if pause {
 		r.tellPauses()
 	}
+}
+
+// orderOf returns what a record is ordered by, if anything.
+func (r *processorRun) orderOf(rec *Record) (hash uint64, keyed bool) {
+	if r.p.OrderBy == nil {
+		if len(rec.Key) == 0 {
+			return 0, false
+		}
+		return maphash.Bytes(r.seed, rec.Key), true
+	}
+	by := r.orderBy(rec)
+	return maphash.String(r.seed, by), by != ""
+}
+
+// orderBy calls OrderBy; where that panics the key orders.
+func (r *processorRun) orderBy(rec *Record) (by string) {
+	done := false
+	defer func() {
+		if !done && recover() != nil {
+			by = string(rec.Key)
+		}
+	}()
+	by = r.p.OrderBy(rec)
+	done = true
+	return by
 }
 
 // tellPauses makes the consumer pause and resume as the windows ask. r.mu is
@@ -259,7 +288,6 @@ func (r *processorRun) partitionOf(rec *Record) *partition {
 // line puts a new task in line behind the last one of its key.
 func (r *processorRun) line(t *task) {
 	if t.keyed {
-		t.hash = maphash.Bytes(r.seed, t.r.Key)
 		if tail := t.part.tails[t.hash]; tail != nil {
 			tail.next = t
 			t.part.tails[t.hash] = t
