@@ -6,6 +6,8 @@ import (
 	"slices"
 	"sync/atomic"
 	"time"
+
+	"github.com/queuestream/broker/internal/clock"
 )
 
 // A Delivery is one attempt at a [Message]. The first verdict to succeed
@@ -173,7 +175,7 @@ func (d *Delivery) begin(v Verdict) error {
 		}
 		return d.fail(v, ErrSettled)
 	}
-	if ns := d.lease.Load(); ns != 0 && time.Now().UnixNano() >= ns {
+	if ns := d.lease.Load(); ns != 0 && clock.Now() >= ns {
 		if d.state.CompareAndSwap(claimed, stateLost) {
 			return d.fail(v, ErrLeaseLost)
 		}

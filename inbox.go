@@ -4,6 +4,8 @@ import (
 	"context"
 	"sync"
 	"time"
+
+	"github.com/queuestream/broker/internal/clock"
 )
 
 // An Inbox stands between an adapter's fetching and [Consumer].Receive. It
@@ -344,5 +346,5 @@ func expired(d *Delivery) bool {
 		return true
 	}
 	ns := d.lease.Load()
-	return ns != 0 && time.Now().UnixNano() >= ns && d.state.Load() == stateOpen
+	return ns != 0 && clock.Now() >= ns && d.state.Load() == stateOpen
 }

@@ -107,6 +107,7 @@ func (s *server) deleteQueue(name string) {
 	disconnect(q)
 	q.mu.Lock()
 	q.deleted.Store(true)
+	q.absorb(false)
 	q.clear(true)
 	if q.timer != nil {
 		q.timer.Stop()
@@ -194,7 +195,7 @@ func (b *Broker) Purge(ctx context.Context, name string) error {
 	if err != nil {
 		return opError("purge", name, err)
 	}
-	q.mu.Lock()
+	q.lock()
 	q.clear(false)
 	q.unlock()
 	return nil
@@ -207,8 +208,8 @@ func (b *Broker) QueueStats(ctx context.Context, name string) (broker.QueueStats
 	if err != nil {
 		return broker.QueueStats{}, opError("queue stats", name, err)
 	}
-	q.mu.Lock()
-	defer q.mu.Unlock()
+	q.lock()
+	defer q.unlock()
 	s := broker.QueueStats{
 		Ready:     q.count[ready] + q.count[waiting],
 		InFlight:  q.count[inFlight],
@@ -241,8 +242,8 @@ func (b *Broker) Peek(ctx context.Context, name string, limit int) ([]broker.Mes
 	if err != nil {
 		return nil, opError("peek", name, err)
 	}
-	q.mu.Lock()
-	defer q.mu.Unlock()
+	q.lock()
+	defer q.unlock()
 	es := q.stored()
 	ms := make([]broker.Message, min(limit, len(es)))
 	for i := range ms {
@@ -274,9 +275,9 @@ func (b *Broker) redrive(ctx context.Context, from, to string, limit int) (int, 
 			return 0, fmt.Errorf("to %q: %w", to, err)
 		}
 	}
-	q.mu.Lock()
+	q.lock()
 	todo := q.length() // not what is dead-lettered again meanwhile
-	q.mu.Unlock()
+	q.unlock()
 	if limit > 0 {
 		todo = min(todo, int64(limit))
 	}
@@ -300,7 +301,7 @@ func (b *Broker) redrive(ctx context.Context, from, to string, limit int) (int, 
 // redriveOne moves one message; while it moves its source counts it as in
 // flight. It reports false if there is none.
 func (b *Broker) redriveOne(q *queue, to string) (bool, error) {
-	q.mu.Lock()
+	q.lock()
 	t := now()
 	q.advance(t)
 	e := q.next()
@@ -341,7 +342,7 @@ func (b *Broker) put(e *entry, to string) error {
 	m := broker.RedriveMessage(e.msg)
 	m.Delay = 0
 	n := newEntry(&m, now())
-	target.mu.Lock()
+	target.lock()
 	defer target.unlock()
 	switch {
 	case target.deleted.Load():

@@ -59,6 +59,9 @@ func (c *Consumer) receive(ctx context.Context, max int) ([]*broker.Delivery, er
 			}
 		}
 		q.mu.Lock()
+		if q.fresh.n < max && q.in.some.Load() {
+			q.absorb(true)
+		}
 		var t int64
 		if c.lease > 0 || q.events.top() != nil {
 			t = now()
@@ -81,6 +84,7 @@ func (c *Consumer) receive(ctx context.Context, max int) ([]*broker.Delivery, er
 		}
 		q.receivers.push(w)
 		q.parked.Add(1)
+		q.absorb(true) // from publishers that did not see that somebody waits
 		q.arm(t)
 		feeders := q.feeders
 		q.unlock()
@@ -187,7 +191,7 @@ func (c *Consumer) duplicate(e *entry, now int64) {
 // goes to another.
 func (c *Consumer) unpark(w *waiter) {
 	q := c.q
-	q.mu.Lock()
+	q.lock()
 	if w.queued {
 		q.receivers.remove(w)
 		c.spare = w
@@ -200,7 +204,7 @@ func (c *Consumer) unpark(w *waiter) {
 // watch brings q up to now and arms its timer for somebody who waits for its
 // dead letters.
 func (q *queue) watch() {
-	q.mu.Lock()
+	q.lock()
 	t := now()
 	q.advance(t)
 	q.arm(t)

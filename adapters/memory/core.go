@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/queuestream/broker"
+	"github.com/queuestream/broker/internal/clock"
 )
 
 // A queue is what all handles of one queue share. One lock guards it. Time
@@ -41,6 +42,8 @@ type queue struct {
 	timer     *time.Timer
 	armed     int64 // when timer fires; 0: it does not
 	dedup     dedupTable
+	in        intake
+	absorbed  []*entry   // an empty slice for the intake
 	spare     []*entry   // acknowledged, to be used again
 	random    *rand.Rand // of profiles that reorder
 
@@ -77,7 +80,7 @@ func newQueue(srv *server, name string, cfg broker.QueueConfig) *queue {
 	return q
 }
 
-func now() int64 { return time.Now().UnixNano() }
+func now() int64 { return clock.Now() }
 
 // unlock releases q.mu, wakes whom that concerns and moves dead letters.
 func (q *queue) unlock() {
@@ -109,7 +112,7 @@ func (q *queue) bury(b *burial) {
 	m := broker.DeadLetterMessage(b.e.msg, b.why)
 	e := newEntry(&m, now())
 	e.at = b.e.at
-	b.to.mu.Lock()
+	b.to.lock()
 	if !b.to.deleted.Load() {
 		b.to.admit(e, now())
 		b.to.unlock()
@@ -117,17 +120,22 @@ func (q *queue) bury(b *burial) {
 	}
 	b.to.mu.Unlock()
 	// The dead-letter queue went away this moment: rather deliver once more.
-	q.mu.Lock()
+	q.lock()
 	q.admit(b.e, now())
 	q.unlock()
 }
 
 // admit stores a new entry, at the end of the queue. q.mu is held.
 func (q *queue) admit(e *entry, now int64) {
+	q.bytes += int64(e.size)
+	q.enter(e, now)
+}
+
+// enter is admit for an entry whose bytes are counted. q.mu is held.
+func (q *queue) enter(e *entry, now int64) {
 	q.seq++
 	e.seq = q.seq
 	e.state = gone
-	q.bytes += int64(e.size)
 	if id := e.msg.GroupID; q.grouped && id != "" {
 		g := q.groups[id]
 		if g == nil {
@@ -277,7 +285,7 @@ func (q *queue) arm(now int64) {
 // tick runs when the timer fires, and brings q up to now for whoever looks at
 // what it feeds.
 func (q *queue) tick() {
-	q.mu.Lock()
+	q.lock()
 	q.armed = 0
 	t := now()
 	q.advance(t)
@@ -289,7 +297,7 @@ func (q *queue) tick() {
 
 // refresh brings q up to now without arming the timer.
 func (q *queue) refresh() {
-	q.mu.Lock()
+	q.lock()
 	q.advance(now())
 	q.unlock()
 }
@@ -424,26 +432,21 @@ func (q *queue) recycle(e *entry) {
 	if len(q.spare) >= spareEntries {
 		return
 	}
-	if m := &e.msg; m.Headers != nil || m.GroupID != "" || m.DedupID != "" || m.ContentType != "" ||
-		m.CorrelationID != "" || m.ReplyTo != "" {
-		*m = broker.Message{} // keeps nothing of the program's alive
-		e.group, e.gprev, e.gnext = nil, nil, nil
-	}
-	e.due, e.expires, e.attempts, e.delivered = 0, 0, 0, false
+	e.reset()
 	q.spare = append(q.spare, e)
 }
 
 // entry returns an entry for m; it keeps the body if that is large. q.mu is held.
-func (q *queue) entry(m *broker.Message, at int64) *entry {
+func (q *queue) entry(m *broker.Message, at int64, size int32) *entry {
 	n := len(q.spare)
 	if n == 0 {
 		e := roomyEntry(len(m.Body))
-		e.set(m, at)
+		e.set(m, at, size)
 		return e
 	}
 	e := q.spare[n-1]
 	q.spare = q.spare[:n-1]
-	e.set(m, at)
+	e.set(m, at, size)
 	return e
 }
 
@@ -507,13 +510,23 @@ type publication struct {
 // store waits for room if that is the policy, then stores p.m. It reports
 // whether p.m duplicates a message that was stored before.
 func (q *queue) store(ctx context.Context, g *gate, p publication) (duplicate bool, err error) {
-	size := messageSize(p.m)
 	key, dedups := q.dedupKey(p.m)
 	t := p.at
+	if !dedups && p.delay == 0 && q.in.put(p.m, t) {
+		if q.parked.Load() > 0 {
+			q.lock()
+			q.advance(t)
+			q.arm(t)
+			q.unlock()
+		}
+		return false, nil
+	}
+	size := messageSize(p.m)
 	q.mu.Lock()
 	defer q.unlock()
-	q.advance(t)
 	for waited := false; ; waited = true {
+		q.absorb(false) // nobody comes in meanwhile
+		q.advance(t)
 		if q.deleted.Load() {
 			return false, broker.ErrNotFound
 		}
@@ -531,9 +544,8 @@ func (q *queue) store(ctx context.Context, g *gate, p publication) (duplicate bo
 			return false, err
 		}
 		t = now()
-		q.advance(t)
 	}
-	e := q.entry(p.m, t)
+	e := q.entry(p.m, t, size)
 	q.setDefaults(e)
 	if p.delay > 0 {
 		e.due = max(e.due, t+int64(p.delay))
@@ -543,6 +555,7 @@ func (q *queue) store(ctx context.Context, g *gate, p publication) (duplicate bo
 	}
 	q.admit(e, t)
 	q.passSpace()
+	q.openIntake()
 	q.arm(t)
 	return false, nil
 }
@@ -567,7 +580,7 @@ func (q *queue) waitForSpace(ctx context.Context, g *gate, now int64, again bool
 		err = broker.ErrClosed
 	}
 	g.leave()
-	q.mu.Lock()
+	q.lock()
 	if err != nil && w.queued {
 		q.space.remove(w)
 	} else if err != nil {

@@ -30,6 +30,7 @@ type entry struct {
 	size      int32     // counted for the queue's bound
 	state     state
 	ringed    bool // in queue.fresh
+	plain     bool // msg has an ID and a body, nothing else
 	delivered bool // at least once
 }
 
@@ -55,21 +56,46 @@ func messageSize(m *broker.Message) int32 {
 	return int32(min(n, 1<<30) + entryOverhead)
 }
 
-// set makes e the entry of m, accepted at a time; a large body is the entry's
-// to keep.
-func (e *entry) set(m *broker.Message, at int64) {
-	e.msg, e.at = *m, at
+// isPlain tells whether m has an ID and a body and nothing else: most messages
+// do, and are spared what the rest would cost.
+func isPlain(m *broker.Message) bool {
+	return m.ContentType == "" && len(m.Headers) == 0 && m.GroupID == "" && m.DedupID == "" &&
+		m.Delay == 0 && m.TTL == 0 && m.Priority == 0 && m.CorrelationID == "" && m.ReplyTo == ""
+}
+
+// reset makes e fit for set again. It keeps nothing of the program's alive.
+func (e *entry) reset() {
+	if !e.plain {
+		e.msg = broker.Message{}
+		e.group, e.gprev, e.gnext = nil, nil, nil
+	}
+	e.due, e.expires, e.attempts, e.delivered = 0, 0, 0, false
+}
+
+// set makes e, new or reset, the entry of m, accepted at a time and counted
+// as size; a large body is the entry's to keep.
+func (e *entry) set(m *broker.Message, at int64, size int32) {
+	e.at, e.size = at, size
+	if e.plain = isPlain(m); e.plain {
+		e.msg.ID = m.ID
+	} else {
+		e.msg = *m
+	}
 	switch n := len(m.Body); {
 	case n == 0:
 		e.msg.Body = nil
 	case n <= smallBody:
 		e.buf = append(e.buf[:0], m.Body...)
 		e.msg.Body = e.buf
+	default:
+		e.msg.Body = m.Body
+	}
+	if e.plain {
+		return
 	}
 	if len(m.Headers) > 0 {
 		e.msg.Headers = append(broker.Headers(nil), m.Headers...)
 	}
-	e.size = messageSize(m)
 	if m.TTL > 0 {
 		e.expires = at + int64(m.TTL)
 	}
@@ -96,7 +122,7 @@ func roomyEntry(n int) *entry {
 // newEntry returns an entry with copies of all that m has.
 func newEntry(m *broker.Message, at int64) *entry {
 	e := &entry{}
-	e.set(m, at)
+	e.set(m, at, messageSize(m))
 	if len(m.Body) > smallBody {
 		e.msg.Body = append([]byte(nil), m.Body...)
 	}
@@ -105,12 +131,14 @@ func newEntry(m *broker.Message, at int64) *entry {
 
 // attempt fills in d, whose body is copied into room.
 func (e *entry) attempt(d *broker.Delivery, room []byte) {
-	d.Message = e.msg
+	if e.plain {
+		d.ID = e.msg.ID
+	} else {
+		d.Message = e.msg
+		d.Headers = append(broker.Headers(nil), e.msg.Headers...)
+	}
 	if n := copy(room, e.msg.Body); n > 0 {
 		d.Body = room[:n:n]
-	}
-	if len(e.msg.Headers) > 0 {
-		d.Headers = append(broker.Headers(nil), e.msg.Headers...)
 	}
 	d.Attempt = int(e.attempts)
 	d.Time = time.Unix(0, e.at)
@@ -131,7 +159,7 @@ type entryRing struct {
 	head, n int
 }
 
-const idleRing = 1024 // a longer buffer is let go once it is empty
+const idleRing = 4096 // a longer buffer is let go once it is empty
 
 func (r *entryRing) at(i int) *entry { return r.buf[(r.head+i)&(len(r.buf)-1)] }
 

@@ -7,7 +7,8 @@ import (
 )
 
 // An idSource makes message IDs: UUIDs, version 7, as broker.NewID does, but
-// up to 32 with one allocation while many are made within a millisecond.
+// up to 32 with one allocation while many are made within a millisecond. Those
+// of one allocation differ in their last byte and share the random rest.
 type idSource struct{ blocks sync.Pool }
 
 type idBlock struct {
@@ -41,18 +42,21 @@ func (s *idSource) next(now int64) string {
 
 func (b *idBlock) fill(ms int64) {
 	var buf [32 * idLen]byte
+	first := buf[:idLen]
+	r, q := rand.Uint64(), rand.Uint64() //nolint:gosec // unique, not secret
+	hexTo(first[:8], uint64(ms)>>16)
+	first[8] = '-'
+	hexTo(first[9:13], uint64(ms))
+	first[13] = '-'
+	hexTo(first[14:18], r&0x0fff|0x7000)
+	first[18] = '-'
+	hexTo(first[19:23], r>>16&0x3fff|0x8000)
+	first[23] = '-'
+	hexTo(first[24:], q)
 	for i := range b.size {
 		s := buf[i*idLen:][:idLen]
-		r, q := rand.Uint64(), rand.Uint64() //nolint:gosec // unique, not secret
-		hexTo(s[:8], uint64(ms)>>16)
-		s[8] = '-'
-		hexTo(s[9:13], uint64(ms))
-		s[13] = '-'
-		hexTo(s[14:18], r&0x0fff|0x7000)
-		s[18] = '-'
-		hexTo(s[19:23], r>>16&0x3fff|0x8000)
-		s[23] = '-'
-		hexTo(s[24:36], q)
+		copy(s, first)
+		hexTo(s[idLen-2:], uint64(i))
 	}
 	b.text = string(buf[:b.size*idLen])
 	b.ms = ms
