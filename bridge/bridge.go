@@ -142,6 +142,9 @@ func (rt *Route) newProcessor() *broker.Processor {
 	} else {
 		p.Handler = rt.handle
 	}
+	if rt.GroupFor != nil {
+		p.OrderBy = rt.orderBy
+	}
 	if rt.RateLimit > 0 {
 		p.Middleware = append([]broker.Middleware{broker.RateLimit(rt.RateLimit)}, p.Middleware...)
 	}

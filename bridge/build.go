@@ -99,6 +99,9 @@ func (s *Set) build(ctx context.Context, c *Config, r *RouteConfig, o Openers) (
 	if m.filter != nil {
 		rt.Filter = m.keep
 	}
+	if !m.group.isZero() {
+		rt.GroupFor = m.groupOf
+	}
 	source, err := s.broker(ctx, c, r.Source.Broker, o)
 	if err != nil {
 		return nil, err

@@ -55,7 +55,7 @@ type TargetConfig struct {
 // one has the default that its comment tells.
 type TaskConfig struct {
 	Body        string            `yaml:"body"`  // default: the value; a result that is no string is encoded as JSON
-	Group       string            `yaml:"group"` // default: the key, else a group of its own, where the queue has groups
+	Group       string            `yaml:"group"` // what is sent in order; default: the key, where the queue has groups; empty: a group of its own
 	Dedup       string            `yaml:"dedup"` // default: a hash of the coordinates, where the queue deduplicates
 	Delay       string            `yaml:"delay"` // a duration such as 5m
 	Priority    string            `yaml:"priority"`

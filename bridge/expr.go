@@ -176,7 +176,17 @@ func (m *mapper) keep(r *broker.Record) (bool, error) {
 	return keep, nil
 }
 
-// edit sets the fields of the task t that the configuration maps.
+// groupOf is the task's group.
+func (m *mapper) groupOf(r *broker.Record) (string, error) {
+	env := newEnv(r)
+	group, err := m.group.text(&env)
+	if err != nil {
+		return "", fmt.Errorf("task.group: %w", err)
+	}
+	return group, nil
+}
+
+// edit sets the other fields of the task t that the configuration maps.
 func (m *mapper) edit(r *broker.Record, t *broker.Message) error {
 	env := newEnv(r)
 	var errs error
@@ -196,7 +206,6 @@ func (m *mapper) edit(r *broker.Record, t *broker.Message) error {
 		return func(s string) error { *p = s; return nil }
 	}
 	set("task.body", m.body, func(s string) error { t.Body = []byte(s); return nil })
-	set("task.group", m.group, to(&t.GroupID))
 	set("task.dedup", m.dedup, to(&t.DedupID))
 	set("task.content_type", m.contentType, to(&t.ContentType))
 	set("task.delay", m.delay, func(s string) (err error) { t.Delay, err = parseDelay(s); return err })

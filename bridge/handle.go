@@ -145,7 +145,11 @@ func (rt *Route) deadLetter(ctx context.Context, r *broker.Record, cause error) 
 		m.DedupID = m.ID
 	}
 	if c.Groups {
-		m.GroupID = groupOf(r, m.ID)
+		group, err := rt.groupOf(r, m.ID)
+		if err != nil { // which may be why it is here
+			group = orDefault(string(r.Key), m.ID)
+		}
+		m.GroupID = group
 	}
 	_, err := rt.DeadLetter.Publish(ctx, m)
 	if isPoison(err) { // it does not fit there either: the stream still has it

@@ -74,7 +74,7 @@ func (rt *Route) Replay(group string, from, until broker.Position) *Route {
 	}
 	return &Route{
 		Name: rt.Name, Source: rt.Source, Group: group, Start: from, Until: until, ReadCommitted: rt.ReadCommitted,
-		Target: rt.Target, TargetFor: rt.TargetFor, Filter: rt.Filter, Map: rt.Map, Salt: rt.Salt,
+		Target: rt.Target, TargetFor: rt.TargetFor, Filter: rt.Filter, GroupFor: rt.GroupFor, Map: rt.Map, Salt: rt.Salt,
 		Poison: rt.Poison, DeadLetter: rt.DeadLetter, Attempts: rt.Attempts, TooLarge: rt.TooLarge, Blobs: rt.Blobs,
 		Concurrency: rt.Concurrency, Window: rt.Window, MaxAge: rt.MaxAge, BatchSameGroup: rt.BatchSameGroup,
 		RateLimit: rt.RateLimit, RetryMin: rt.RetryMin, RetryMax: rt.RetryMax, DrainTimeout: rt.DrainTimeout,

@@ -57,8 +57,13 @@ type Route struct {
 	TargetFor func(ctx context.Context, r *broker.Record) (broker.Queue, error)
 	// Filter tells whether a record becomes a task; nil: all do.
 	Filter func(r *broker.Record) (bool, error)
+	// GroupFor chooses the GroupID of the task of r, and with it what is sent in
+	// order: records of an equal group, within a partition. nil: the record's
+	// key, where the queue has groups; "": no order to keep. An error makes r
+	// poison.
+	GroupFor func(r *broker.Record) (string, error)
 	// Map edits the task that the bridge made of r: ID and DedupID from the
-	// coordinates, GroupID from the key, the value as Body, the record's
+	// coordinates, GroupID as GroupFor says, the value as Body, the record's
 	// headers and its coordinates. An error makes r poison.
 	Map func(r *broker.Record, task *broker.Message) error
 	// Salt makes other ids for the same records, for a replay that has to get
@@ -156,8 +161,12 @@ func (rt *Route) task(r *broker.Record, q broker.Queue) (broker.Message, error) 
 	if c.Dedup {
 		t.DedupID = t.ID
 	}
-	if c.Groups {
-		t.GroupID = groupOf(r, t.ID)
+	if c.Groups || rt.GroupFor != nil {
+		group, err := rt.groupOf(r, t.ID)
+		if err != nil {
+			return t, &poison{err}
+		}
+		t.GroupID = group
 	}
 	if rt.Map != nil {
 		if err := rt.Map(r, &t); err != nil {
@@ -170,13 +179,28 @@ func (rt *Route) task(r *broker.Record, q broker.Queue) (broker.Message, error) 
 // HeaderTombstone marks the task of a tombstone, whose body is empty.
 const HeaderTombstone = "x-source-tombstone"
 
-// groupOf is the record's key. Records without one have no order to keep: each
-// is a group of its own, so that they do not wait for each other.
-func groupOf(r *broker.Record, id string) string {
-	if len(r.Key) > 0 {
+// groupOf is what GroupFor says, or the record's key. Where that is empty there
+// is no order to keep: each such record is a group of its own, so that they do
+// not wait for each other.
+func (rt *Route) groupOf(r *broker.Record, id string) (string, error) {
+	group := string(r.Key)
+	if rt.GroupFor != nil {
+		var err error
+		if group, err = rt.GroupFor(r); err != nil {
+			return "", err
+		}
+	}
+	return orDefault(group, id), nil
+}
+
+// orderBy is what the Processor orders r by; where GroupFor fails, r is poison
+// and parked in the order of its key.
+func (rt *Route) orderBy(r *broker.Record) string {
+	group, err := rt.GroupFor(r)
+	if err != nil {
 		return string(r.Key)
 	}
-	return id
+	return group
 }
 
 // poison marks an error that the same record will meet again for ever.
