@@ -254,6 +254,9 @@ func (b *Broker) openQueue(ctx context.Context, name string, opts *broker.QueueO
 	if b.isClosed() {
 		return nil, broker.ErrClosed
 	}
+	if strings.HasPrefix(name, directPrefix) {
+		return b.openReplyTarget(ctx, name, opts)
+	}
 	if err := checkName(name); err != nil {
 		return nil, err
 	}

@@ -69,6 +69,9 @@ func (q *Queue) consumer(ctx context.Context, opts *broker.ConsumerOptions) (*co
 	if err := broker.ValidateConsumer(opts, &q.caps); err != nil {
 		return nil, err
 	}
+	if q.info.direct {
+		return nil, broker.Unsupported("a caller's direct reply-to: only the caller receives from it")
+	}
 	prefetch := q.b.o.Prefetch
 	if opts != nil && opts.Prefetch > 0 {
 		if prefetch = opts.Prefetch; prefetch > maxPrefetch {

@@ -53,10 +53,12 @@
 //
 // # Request and reply
 //
-// [Broker.ReplyQueue] makes a temporary classic queue. RabbitMQ's direct
-// reply-to (amq.rabbitmq.reply-to) is not used: its replies are lost without a
-// trace when the connection breaks, and cannot be acknowledged
-// (https://www.rabbitmq.com/docs/direct-reply-to).
+// [Broker.ReplyQueue] makes a temporary classic queue, whose replies survive a
+// broken connection. [Options.DirectReplies] selects RabbitMQ's direct reply-to
+// instead (https://www.rabbitmq.com/docs/direct-reply-to): nothing is declared,
+// and replies are at most once. The broker tells neither that a reply was
+// dropped nor that it arrived: publishing one to a caller that has gone since
+// its name was opened succeeds.
 //
 // # Streams
 //

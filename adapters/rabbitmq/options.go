@@ -70,6 +70,13 @@ type Options struct {
 	// balancers.
 	StreamDirect bool
 
+	// DirectReplies makes ReplyQueue use direct reply-to in place of a queue
+	// (https://www.rabbitmq.com/docs/direct-reply-to): nothing is declared, and
+	// an answer is handed to the caller's channel or dropped. Replies are at
+	// most once: when the connection breaks, those under way are lost, and
+	// Receive returns [broker.ErrNotFound].
+	DirectReplies bool
+
 	Name   string       // of the connections, as the management page shows it
 	Logger *slog.Logger // nil: none
 }

@@ -32,6 +32,7 @@ type channelOpening struct {
 // An outbound is a message on its way.
 type outbound struct {
 	exchange, key string
+	optional      bool // it may find no queue: not mandatory
 	msg           amqp.Publishing
 }
 
@@ -387,7 +388,7 @@ func (b *flightBatch) send(ctx context.Context, i int) (flight, error) {
 		return f, err
 	}
 	f.slot = b.cc.expect(f.key)
-	dc, err := b.cc.ch.PublishWithDeferredConfirm(o.exchange, o.key, true, false, o.msg)
+	dc, err := b.cc.ch.PublishWithDeferredConfirm(o.exchange, o.key, !o.optional, false, o.msg)
 	if err != nil {
 		if !errors.Is(err, amqp.ErrClosed) {
 			b.sent[i] = true

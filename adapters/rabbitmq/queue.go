@@ -35,6 +35,9 @@ func newQueue(b *Broker, info queueInfo) *Queue {
 
 // capabilities tells what a queue honours.
 func (b *Broker) capabilities(info queueInfo) broker.QueueCapabilities {
+	if info.direct {
+		return broker.QueueCapabilities{Headers: true, MaxBytes: b.o.MaxMessageBytes, FIFO: true}
+	}
 	c := broker.QueueCapabilities{
 		Delay: true, MaxDelay: MaxDelay, TTL: true, MaxPriority: info.maxPriority, Headers: true,
 		MaxBytes: b.o.MaxMessageBytes,
@@ -132,7 +135,7 @@ func (b *Broker) send(ctx context.Context, w *window, copies []copyOf) {
 		if c.err != nil {
 			continue
 		}
-		o := outbound{key: c.shard}
+		o := outbound{key: c.shard, optional: c.to != nil && c.to.direct}
 		if o.key == "" {
 			o.key = c.to.route(&c.m)
 		}

@@ -7,9 +7,14 @@ import (
 )
 
 // ReplyQueue implements [broker.ReplyQueuer]: a queue of its own, which Close
-// deletes and which goes by itself 5 minutes after its last use.
+// deletes and which goes by itself 5 minutes after its last use; or direct
+// reply-to, see [Options.DirectReplies].
 func (b *Broker) ReplyQueue(ctx context.Context) (broker.Queue, error) {
-	q, err := b.replyQueue(ctx)
+	open := b.replyQueue
+	if b.o.DirectReplies {
+		open = b.directReplies
+	}
+	q, err := open(ctx)
 	if err != nil {
 		return nil, fail("reply queue", "", err)
 	}

@@ -67,6 +67,7 @@ type queueInfo struct {
 	shards      int // 0: a plain queue
 	classic     bool
 	transient   bool // does not survive a restart
+	direct      bool // a caller's direct reply-to: not a queue
 	bounded     bool
 	maxPriority int
 	maxAttempts int
