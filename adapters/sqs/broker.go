@@ -32,6 +32,8 @@ type Broker struct {
 	sts  *sts.Client
 	idle func() // closes idle connections of a transport of our own
 
+	polls longPolls
+
 	mu      sync.Mutex
 	closed  bool
 	handles map[handle]struct{}
@@ -85,6 +87,7 @@ func (b *Broker) Close() error {
 	b.mu.Lock()
 	b.closed = true
 	b.mu.Unlock()
+	polled := b.polls.finish()
 	hs := b.opened()
 	errs := make([]error, len(hs))
 	var wg sync.WaitGroup
@@ -92,6 +95,7 @@ func (b *Broker) Close() error {
 		wg.Go(func() { errs[i] = h.Close() })
 	}
 	wg.Wait()
+	polled()
 	if b.idle != nil {
 		b.idle()
 	}

@@ -22,21 +22,22 @@ type Consumer struct {
 	inbox    *broker.Inbox
 	room     chan struct{} // a token when pollers should look again
 
-	// ctx ends when Close begins: no poll is begun any more. polls ends those
-	// under way.
-	ctx, polls      context.Context
+	// ctx ends when Close begins: no poll is begun any more. last ends what
+	// pollers do with what they have received.
+	ctx, last       context.Context
 	stopped, cancel context.CancelFunc
-	work            sync.WaitGroup // pollers, and deliveries being given back
+	work            sync.WaitGroup // deliveries being taken or given back
 
 	mu       sync.Mutex
 	held     map[uint64]hold // by token
 	sweepAt  int             // size of held at which expired ones are dropped
 	token    uint64
-	demand   int // of Receives that wait
-	reserved int // of polls under way
+	received time.Time // the last Receive began or ended
+	waits    int       // Receives that have not ended
+	tried    bool      // a Receive has begun since the last poll
+	reserved int       // of polls under way
 	pollers  int
 	handed   rate
-	received time.Time         // the last Receive began or ended
 	unread   *time.Timer       // runs while something is buffered and nobody receives
 	waiting  *time.Timer       // runs while something waits for its group, see waiting.go
 	again    map[string]window // by FIFO group: a message that was given back comes again
@@ -81,8 +82,9 @@ func newConsumer(q *Queue, opts *broker.ConsumerOptions) (*Consumer, error) {
 		c.prefetch, c.total = opts.Prefetch, opts.Prefetch
 	}
 	c.inbox = broker.NewInbox(c.giveBack)
-	c.polls, c.cancel = context.WithCancel(context.Background())
-	c.ctx, c.stopped = context.WithCancel(c.polls)
+	c.inbox.OnWait(c.signal)
+	c.last, c.cancel = context.WithCancel(context.Background())
+	c.ctx, c.stopped = context.WithCancel(c.last)
 	return c, nil
 }
 
@@ -91,28 +93,28 @@ func (c *Consumer) Name() string { return c.q.t.name }
 
 // Receive does what [broker.Consumer] says.
 func (c *Consumer) Receive(ctx context.Context, max int) ([]*broker.Delivery, error) {
-	c.want(max)
+	c.want()
 	ds, err := c.inbox.Receive(ctx, max)
-	c.got(max, ds)
+	c.got(ds)
 	return ds, fail("receive", c.q.t.name, err)
 }
 
-// want notes that a Receive waits, and sees to it that there is a poller.
-func (c *Consumer) want(n int) {
+// want notes that a Receive has begun, and sees to it that there is a poller.
+func (c *Consumer) want() {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.received = time.Now()
-	c.demand += max(0, n)
+	c.waits++
+	c.tried = true
 	if c.pollers == 0 && !c.closed {
 		c.startPoller()
 	}
-	c.mu.Unlock()
-	c.signal()
 }
 
-func (c *Consumer) got(n int, ds []*broker.Delivery) {
+func (c *Consumer) got(ds []*broker.Delivery) {
 	c.mu.Lock()
 	c.received = time.Now()
-	c.demand -= max(0, n)
+	c.waits--
 	c.handed.add(len(ds))
 	for _, d := range ds {
 		if h, ok := c.held[d.Token()]; ok {
@@ -132,7 +134,8 @@ func (c *Consumer) got(n int, ds []*broker.Delivery) {
 
 // watchUnread sees to it that what nobody receives for an eighth of the lease
 // goes back to the queue, so that a program that stands still does not keep
-// messages from others, but for what waits behind an open one of its group. It costs them an attempt, as the lease's end would.
+// messages from others, but for what waits behind an open one of its group. It
+// costs them an attempt, as the lease's end would.
 func (c *Consumer) watchUnread() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -149,7 +152,7 @@ func (c *Consumer) returnUnread() {
 		c.mu.Unlock()
 		return
 	}
-	if left := c.patience() - time.Since(c.received); c.demand > 0 || left > 0 {
+	if left := c.patience() - time.Since(c.received); c.waits > 0 || left > 0 {
 		c.unread = nil
 		if c.inbox.Ready() > 0 {
 			c.unread = time.AfterFunc(max(left, c.patience()/2), c.returnUnread)
@@ -167,6 +170,8 @@ func (c *Consumer) returnUnread() {
 	}
 	c.mu.Unlock()
 	c.giveBack(ds)
+	c.inbox.Sweep()
+	c.signal()
 }
 
 func (c *Consumer) signal() {
@@ -227,15 +232,21 @@ func (c *Consumer) drop(d *broker.Delivery) {
 	c.release(d.Token())
 }
 
+// begin begins work that Close waits for, unless that has begun.
+func (c *Consumer) begin() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.closed {
+		c.work.Add(1)
+	}
+	return !c.closed
+}
+
 // giveBack returns deliveries that were never handed out.
 func (c *Consumer) giveBack(ds []*broker.Delivery) {
-	c.mu.Lock()
-	if c.closed {
-		c.mu.Unlock()
+	if !c.begin() {
 		return // Close gives back all that is held
 	}
-	c.work.Add(1)
-	c.mu.Unlock()
 	items := c.disown(ds)
 	if len(items) == 0 {
 		c.work.Done()
@@ -285,8 +296,8 @@ func (c *Consumer) makeVisible(ctx context.Context, items []settlement) {
 	}
 }
 
-// stop ends fetching. A poll that is cut off may still take messages, which
-// nobody sees until their lease ends; so short ones are waited for.
+// stop ends fetching, and waits for the polls that are soon over. The others
+// give back what they bring; see longPolls.
 func (c *Consumer) stop() {
 	c.mu.Lock()
 	c.closed = true
@@ -298,13 +309,11 @@ func (c *Consumer) stop() {
 	c.mu.Unlock()
 	c.stopped()
 	c.inbox.Close(nil) // what it held is in held
-	if c.q.b.o.PollWait < closeTimeout {
-		t := time.AfterFunc(closeTimeout, c.cancel)
-		c.work.Wait()
-		t.Stop()
-	}
-	c.cancel()
+	t := time.AfterFunc(closeTimeout, c.cancel)
+	c.q.b.polls.wait(c)
 	c.work.Wait()
+	t.Stop()
+	c.cancel()
 }
 
 // drain stops fetching and waits until what is in hand is settled or lost.

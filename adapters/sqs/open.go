@@ -27,6 +27,7 @@ func Open(ctx context.Context, opts *Options) (*Broker, error) {
 		return nil, &broker.Error{Op: "open", Adapter: adapterName, Err: err}
 	}
 	b := &Broker{o: o, log: o.Logger, handles: map[handle]struct{}{}}
+	b.polls.init()
 	cfg, err := loadConfig(ctx, o)
 	if err != nil {
 		return nil, &broker.Error{Op: "open", Adapter: adapterName, Err: err}

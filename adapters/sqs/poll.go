@@ -14,22 +14,24 @@ import (
 
 // Pollers follow the work. One is started by the first Receive; while it finds
 // full batches and there is room for more it starts others, up to
-// Options.MaxPollers; one that finds nothing ends, down to one. What they
-// fetch ahead is what the program takes in a quarter of a second, so that a slow
-// one's leases do not pass in a buffer; without a waiting Receive and without
-// such a rate nothing is asked for at all. What stays in the buffer for an
-// eighth of the lease while nobody receives goes back to the queue.
+// Options.MaxPollers; one that finds nothing ends, down to one. They ask for
+// what waiting Receives are short of. Ahead of that they fetch what the program
+// takes in a quarter of a second, if that fills a batch: a slow program's
+// messages neither lose their leases in a buffer nor, when it is given back, an
+// attempt. What stays in the buffer for an eighth of the lease while nobody
+// receives goes back to the queue.
 
 // startPoller starts one more. c.mu is held.
 func (c *Consumer) startPoller() {
 	c.pollers++
-	c.work.Go(c.poll)
+	c.q.b.polls.start(c.poll)
 }
 
 func (c *Consumer) poll() {
 	p := poller{c: c}
+	defer p.recover()
 	for {
-		n, end := c.claim()
+		n, end := c.claim(p.broken)
 		switch {
 		case end:
 			return
@@ -47,13 +49,15 @@ func (c *Consumer) poll() {
 }
 
 // claim returns how many messages to ask for, of which 0 means to wait, and
-// whether the poller ends: since all is over, or another one can wait.
-func (c *Consumer) claim() (n int, end bool) {
+// whether the poller ends: since all is over, or another one can wait. One that
+// is broken tries again when the program does: it told Receive not to wait.
+func (c *Consumer) claim(broken bool) (n int, end bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if n = c.free(); n > 1 && c.expecting() {
+	if n = c.free(); n > 1 && c.expecting() || n == 0 && broken && c.tried {
 		n = 1
 	}
+	c.tried = c.tried && n == 0
 	if c.closed || n == 0 && c.pollers > 1 {
 		c.pollers--
 		return 0, true
@@ -64,19 +68,23 @@ func (c *Consumer) claim() (n int, end bool) {
 
 // free returns for how many more messages there is use. c.mu is held.
 func (c *Consumer) free() int {
-	want := min(max(c.demand, c.handed.perSecond()/4), c.prefetch)
-	n := min(want-c.inbox.Ready(), c.total-c.inbox.Len()) - c.reserved
+	ready := c.inbox.Ready()
+	want := c.inbox.Demand()
+	if ahead := c.handed.perSecond() / 4; ahead >= batchEntries {
+		want = max(want, ahead-ready)
+	}
+	n := min(want, c.prefetch-ready, c.total-c.inbox.Len()) - c.reserved
 	return max(0, min(n, batchEntries))
 }
 
 // fetched gives back what a poll reserved, and tells whether the poller goes
 // on. A full batch starts another poller.
-func (c *Consumer) fetched(reserved, got int) bool {
+func (c *Consumer) fetched(reserved, got int, err error) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.reserved -= reserved
 	switch {
-	case c.closed, got == 0 && c.pollers > 1:
+	case c.closed, err == nil && got == 0 && c.pollers > 1:
 		c.pollers--
 		return false
 	case got == reserved && c.pollers < c.q.b.o.MaxPollers && c.free() > batchEntries/2:
@@ -87,23 +95,34 @@ func (c *Consumer) fetched(reserved, got int) bool {
 
 // A poller's state between its polls.
 type poller struct {
-	c       *Consumer
-	attempt string // ReceiveRequestAttemptId, kept while a poll of a FIFO queue is repeated
-	failed  int    // polls in a row
-	empty   int    // polls in a row that came back empty sooner than they should
-	broken  bool   // Receive was told of an error
+	c *Consumer
+	// attempt is the ReceiveRequestAttemptId of a poll of a FIFO queue that has
+	// no answer yet: repeated with it, the poll brings the messages that the
+	// lost answer held. asked is how many it asked for, maybe that it may have
+	// been carried out.
+	attempt string
+	asked   int
+	maybe   bool
+	failed  int  // polls in a row
+	empty   int  // polls in a row that came back empty sooner than they should
+	broken  bool // Receive was told of an error
 }
 
 // fetch polls once, and tells whether the poller goes on.
 func (p *poller) fetch(n int) bool {
 	c := p.c
 	start := time.Now()
-	ms, err := p.receive(n)
-	got := len(ms)
-	if err == nil {
-		c.take(ms, time.Now())
+	ctx, lp := c.q.b.polls.begin(c)
+	if lp == nil {
+		return c.fetched(n, 0, broker.ErrClosed) && pause(c.ctx, time.Second)
 	}
-	goOn := c.fetched(n, got)
+	ms, err := p.receive(ctx, n, c.q.b.o.PollWait)
+	if err == nil && !c.take(ms, time.Now()) {
+		p.handBack(ms)
+	}
+	c.q.b.polls.end(lp)
+	got := len(ms)
+	goOn := c.fetched(n, got, err)
 	switch {
 	case !goOn:
 		return false
@@ -143,12 +162,13 @@ func (p *poller) report(err error) {
 	}
 }
 
-func (p *poller) receive(n int) ([]types.Message, error) {
+func (p *poller) receive(ctx context.Context, n int, wait time.Duration) ([]types.Message, error) {
 	c := p.c
+	p.asked = max(n, p.asked)
 	in := &awssqs.ReceiveMessageInput{
 		QueueUrl:                    &c.q.t.url,
-		MaxNumberOfMessages:         int32(n),
-		WaitTimeSeconds:             seconds(c.q.b.o.PollWait),
+		MaxNumberOfMessages:         int32(p.asked),
+		WaitTimeSeconds:             seconds(wait),
 		VisibilityTimeout:           seconds(c.lease),
 		MessageAttributeNames:       allAttributes,
 		MessageSystemAttributeNames: systemAttributes,
@@ -159,21 +179,45 @@ func (p *poller) receive(n int) ([]types.Message, error) {
 		}
 		in.ReceiveRequestAttemptId = &p.attempt
 	}
-	ctx, cancel := context.WithTimeout(c.polls, c.q.b.o.PollWait+c.q.b.o.RequestTimeout)
-	defer cancel()
 	out, err := c.q.b.sqs.ReceiveMessage(ctx, in)
 	if err != nil {
+		p.maybe = p.maybe || ctx.Err() != nil || c.q.b.judge(ctx, err).maybe
 		return nil, err
 	}
-	p.attempt = ""
+	p.attempt, p.asked, p.maybe = "", 0, false
 	return out.Messages, nil
+}
+
+// recover gives back what the last poll of a FIFO queue may have taken, if its
+// answer is lost: the poll is repeated with its attempt's id. Standard queues
+// have no such thing; there it returns when its lease ends.
+func (p *poller) recover() {
+	if p.attempt == "" || !p.maybe {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout/3)
+	defer cancel()
+	if ms, err := p.receive(ctx, p.asked, 0); err == nil {
+		p.c.q.b.handBack(ctx, p.c.q.t, ms)
+	}
+}
+
+// handBack gives back what came after Close.
+func (p *poller) handBack(ms []types.Message) {
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout/3)
+	defer cancel()
+	p.c.q.b.handBack(ctx, p.c.q.t, ms)
 }
 
 var allAttributes = []string{"All"}
 
 // take puts what was received into the inbox, but for what is not due yet or
-// was delivered often enough.
-func (c *Consumer) take(ms []types.Message, at time.Time) {
+// was delivered often enough. After Close it returns false and takes nothing.
+func (c *Consumer) take(ms []types.Message, at time.Time) bool {
+	if !c.begin() {
+		return false
+	}
+	defer c.work.Done()
 	ds := make([]*broker.Delivery, 0, len(ms))
 	var early, spent []copied
 	for i := range ms {
@@ -193,16 +237,17 @@ func (c *Consumer) take(ms []types.Message, at time.Time) {
 		}
 	}
 	if len(early) > 0 {
-		c.logCopies("postponing", early, c.q.postpone(c.polls, early))
+		c.logCopies("postponing", early, c.q.postpone(c.last, early))
 	}
 	if len(spent) > 0 {
-		c.logCopies("dead-lettering", spent, c.q.bury(c.polls, spent))
+		c.logCopies("dead-lettering", spent, c.q.bury(c.last, spent))
 	}
 	c.inbox.Put(ds...)
 	if len(ds) > 0 {
 		c.watchUnread()
 		c.watchWaiting()
 	}
+	return true
 }
 
 func (c *Consumer) logCopies(what string, cs []copied, errs []error) {

@@ -135,7 +135,7 @@ func (s *settler) many(ctx context.Context, to *settleBatcher, items []settlemen
 			}
 			errs[i] = f.cause()
 			if items[j].release && f.maybe {
-				errs[i] = fmt.Errorf("%w: %w: it returns when the lease ends, if not before", broker.ErrLeaseLost, f.err)
+				errs[i] = broker.UnknownOutcome(fmt.Errorf("%w: it returns when the lease ends, if not before: %w", broker.ErrLeaseLost, f.err))
 			} else if f.retry && time.Now().Add(wait).Before(leases[i]) {
 				again, at, worst = append(again, items[j]), append(at, i), f
 			}

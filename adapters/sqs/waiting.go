@@ -10,8 +10,12 @@ import (
 // alive here: nobody else could have them, since SQS locks the group, and
 // giving them back would cost each an attempt.
 
-// A window is when a message that was given back is to come again.
-type window struct{ from, to time.Time }
+// A window is when a message that was given back is to come again, or, once
+// that is over, how long to be careful still.
+type window struct {
+	from, to time.Time
+	over     bool
+}
 
 // openGroups returns the FIFO groups of which the program holds a delivery.
 // c.mu is held.
@@ -93,9 +97,9 @@ func (c *Consumer) keepWaiting() {
 	c.watchWaiting()
 }
 
-// expect notes that a message of a FIFO group comes again after delay. Until
-// it is settled, polls around that time ask for one message each, since its
-// successors would come with it, and be given back with it, at an attempt each.
+// expect notes that a message of a FIFO group comes again after delay. Polls
+// around that time ask for one message each, since its successors would come
+// with it, and be given back with it, at an attempt each.
 func (c *Consumer) expect(group string, delay time.Duration) {
 	if group == "" || !c.q.t.fifo {
 		return
@@ -103,18 +107,21 @@ func (c *Consumer) expect(group string, delay time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	at := time.Now().Add(delay)
-	c.again[group] = window{at.Add(-c.q.b.o.PollWait - time.Second), at.Add(c.lease)}
+	c.again[group] = window{from: at.Add(-c.q.b.o.PollWait - time.Second), to: at.Add(c.lease)}
 }
 
 // settled notes that a message of a group is gone, and with it the reason to
-// expect it; the next of the group may be in the inbox now.
+// expect it; the next of the group may be in the inbox now. Where one message
+// came again others often follow, so for another lease polls ask for one each.
 func (c *Consumer) settled(group string) {
 	if group == "" || !c.q.t.fifo {
 		return
 	}
 	c.mu.Lock()
-	delete(c.again, group)
-	c.mu.Unlock()
+	defer c.mu.Unlock()
+	if w, ok := c.again[group]; ok && !w.over {
+		c.again[group] = window{to: time.Now().Add(c.lease), over: true}
+	}
 }
 
 // expecting tells whether polls should ask for one message. c.mu is held.
