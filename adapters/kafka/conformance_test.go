@@ -3,7 +3,6 @@ package kafka_test
 import (
 	"context"
 	"net"
-	"os"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -16,19 +15,22 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 )
 
-var suites = []struct {
+// A suite is a column of the guarantee matrix.
+type suite struct {
 	name  string
 	kinds conformance.Kind
 	quick []int // cases that take the fake well below a second
-	opts  kafka.Options
+	newer bool  // the group protocol of KIP-848
 	only  []int // nil: all but noLeaks
-}{
-	{"Kafka share group", conformance.Queue, []int{1, 3, 4, 5, 9, 74}, kafka.Options{}, nil},
-	{"Kafka topic", conformance.Stream, []int{
+}
+
+var suites = []suite{
+	{name: "Kafka share group", kinds: conformance.Queue, quick: []int{1, 3, 4, 5, 9, 74}},
+	{name: "Kafka topic", kinds: conformance.Stream, quick: []int{
 		1, 3, 4, 5, 19, 21, 23, 25, 26, 29, 31, 61, 63, 66, 67, 74,
-	}, kafka.Options{}, nil},
+	}},
 	// What concerns groups, with the other group protocol.
-	{"Kafka topic (KIP-848 groups)", conformance.Stream, []int{1, 29}, kafka.Options{ServerSideGroups: true}, []int{
+	{name: "Kafka topic (KIP-848 groups)", kinds: conformance.Stream, newer: true, quick: []int{1, 29}, only: []int{
 		1, 2, 12, 19, 23, 24, 25, 26, 28, 29, 30, 52, 53, 54, 55, 56, 57, 58, 66, 73, 76, 79, 90, 96,
 	}},
 }
@@ -36,25 +38,23 @@ var suites = []struct {
 // noLeaks counts goroutines, so it runs apart from everything else.
 const noLeaks = 78
 
-// TestConformance runs the suite on the real broker and on the fake one. The
-// fake runs all of it where there is no real broker, else the quick cases.
+// TestConformance runs the suite on the real broker and on the fake one, which
+// runs the quick cases with -short, and without faults in any case.
 func TestConformance(t *testing.T) {
 	for _, s := range suites {
 		t.Run("real/"+s.name, func(t *testing.T) {
-			o := realOptions(t)
+			o, version := realBroker(t)
 			t.Parallel()
-			h := harness(s.name, o, s.kinds)
-			h.Version = "4.3.1"
-			h.Only = except(noLeaks)
+			h := s.harness(o)
+			h.Version = version
 			conformance.Run(t, h)
 		})
 	}
 	for _, s := range suites {
 		t.Run("fake/"+s.name, func(t *testing.T) {
 			t.Parallel()
-			h := fakeHarness(t, s.name, s.kinds)
-			h.Only = except(noLeaks)
-			if testing.Short() || os.Getenv("BROKER_TEST_KAFKA") != "" {
+			h := s.fakeHarness(t)
+			if testing.Short() {
 				h.Only = ids(s.quick...)
 				h.Messages = 50
 			}
@@ -63,19 +63,43 @@ func TestConformance(t *testing.T) {
 	}
 }
 
+// TestConformanceFaults runs the cases that break the network, or the broker,
+// on one of its own behind a proxy.
+func TestConformanceFaults(t *testing.T) {
+	p := proxied(t)
+	t.Parallel()
+	for _, s := range suites {
+		if s.only != nil {
+			continue // faults make no difference between the group protocols
+		}
+		t.Run(s.name, func(t *testing.T) { // one after the other: a fault hits all
+			h := s.harness(&kafka.Options{Brokers: []string{p.address()}})
+			h.Version = p.in.Version()
+			h.Only = ids(6, 80, 90, 91, 92, 93, 94, 95)
+			h.Restart, h.Faults = p.in.Restart, p.faults()
+			h.Soon, h.Quiet = 30*time.Second, 500*time.Millisecond
+			conformance.Run(t, h)
+		})
+	}
+}
+
 // TestConformanceNoLeaks runs the case that nothing may disturb.
 func TestConformanceNoLeaks(t *testing.T) {
 	for _, s := range suites {
+		if s.only != nil {
+			continue
+		}
 		t.Run("real/"+s.name, func(t *testing.T) {
-			h := harness(s.name, realOptions(t), s.kinds)
-			h.Only = ids(noLeaks)
+			o, version := realBroker(t)
+			h := s.harness(o)
+			h.Version, h.Only = version, ids(noLeaks)
 			conformance.Run(t, h)
 		})
 		t.Run("fake/"+s.name, func(t *testing.T) {
 			if testing.Short() {
 				t.Skip("takes 5 s: run it without -short")
 			}
-			h := fakeHarness(t, s.name, s.kinds)
+			h := s.fakeHarness(t)
 			h.Only = ids(noLeaks)
 			conformance.Run(t, h)
 		})
@@ -101,26 +125,32 @@ func except(id int) []string {
 	return ids(out...)
 }
 
-func fakeHarness(t *testing.T, name string, kinds conformance.Kind) conformance.Harness {
+func (s *suite) fakeHarness(t *testing.T) conformance.Harness {
 	cluster := fake(t, kfake.BrokerConfigs(map[string]string{
 		"share.record.lock.sweep.interval.ms": "100",
 		"log.cleaner.backoff.ms":              "200", // how often it applies retention
 	}))
-	h := harness(name+" (kfake)", &kafka.Options{Brokers: cluster.ListenAddrs()}, kinds)
+	h := s.harness(&kafka.Options{Brokers: cluster.ListenAddrs()})
+	h.Name += " (kfake)"
 	h.Expected = map[int]string{
 		83: "kfake takes topic options that do not exist (its CreateTopics checks no names); the real broker refuses them, and passes this case",
 	}
 	return h
 }
 
-func harness(name string, o *kafka.Options, kinds conformance.Kind) conformance.Harness {
+func (s *suite) harness(o *kafka.Options) conformance.Harness {
 	cuts := &cutter{conns: map[net.Conn]struct{}{}, every: 50 * time.Millisecond}
+	only := except(noLeaks)
+	if s.only != nil {
+		only = ids(s.only...)
+	}
 	return conformance.Harness{
-		Name: name, Kinds: kinds,
+		Name: s.name, Kinds: s.kinds, Only: only,
 		Open: func(ctx context.Context) (broker.Broker, error) {
 			own := *o
 			own.Dialer = cuts.dial
-			own.SessionTimeout, own.HeartbeatInterval = 6*time.Second, 500*time.Millisecond
+			own.SessionTimeout, own.HeartbeatInterval = session, 500*time.Millisecond
+			own.ServerSideGroups = s.newer
 			return kafka.Open(ctx, &own)
 		},
 		StreamConfig: func(cfg *broker.StreamConfig) error {

@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/queuestream/broker"
 	"github.com/queuestream/broker/adapters/kafka"
+	"github.com/queuestream/broker/conformance/containers"
 	"github.com/twmb/franz-go/pkg/kfake"
 )
 
@@ -59,18 +59,19 @@ func onBrokers(t *testing.T, test func(t *testing.T, o *kafka.Options)) {
 
 func realOptions(t testing.TB) *kafka.Options {
 	t.Helper()
-	u := os.Getenv("BROKER_TEST_KAFKA")
-	if u == "" {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("BROKER_TEST_KAFKA is not set")
-		}
-		t.Skip("set BROKER_TEST_KAFKA=kafka://host:port to run this on a real broker")
-	}
-	o, err := kafka.ParseURL(u)
+	o, _ := realBroker(t)
+	return o
+}
+
+// realBroker returns the real broker of this test run and its version, or skips.
+func realBroker(t testing.TB) (*kafka.Options, string) {
+	t.Helper()
+	in := containers.NeedKafka(t)
+	o, err := kafka.ParseURL(in.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return o
+	return o, in.Version()
 }
 
 // name returns a name of its own for each test and run.
