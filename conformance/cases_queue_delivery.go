@@ -115,6 +115,17 @@ func bytesExact(c *C, q broker.Queue) {
 	}
 	bodies := [][]byte{nil, {}, {0}, []byte("\x00a\x00"), all, []byte("\xff\xfe invalid"), []byte("Grüße, 世界 \U0001f30d"), []byte("\r\n\t \ufeff\ufffe"), big[:min(64<<10+1, largest)], big}
 	k := c.Consumer(q, nil)
+	// A broker may count an encoding, in which bytes like these are larger: the
+	// largest message is the one of which it counts the limit.
+	if _, err := q.Publish(c.ctx, broker.Message{Body: big}); err == nil {
+		c.Ack(c.ReceiveOne(k))
+	} else if size, ok := errors.AsType[*broker.SizeError](err); ok && size.Limit < size.Size && size.Size < 2*largest {
+		largest = largest*size.Limit/size.Size - 64
+		big = big[:largest]
+		bodies[len(bodies)-1] = big
+	} else {
+		c.Fatalf("publish %d bytes: %v", largest, err)
+	}
 	for _, body := range bodies {
 		m := broker.Message{ID: broker.NewID(), Body: slices.Clone(body), ContentType: "application/x-test; v=\"1\"", CorrelationID: "corr elation/1", ReplyTo: "reply-to"}
 		if len(body) == largest {

@@ -33,16 +33,22 @@
 //
 // Acknowledgements, redeliveries and extensions are batches too. Attempts are
 // SQS's ApproximateReceiveCount, which also counts deliveries that were
-// buffered and given back. A receipt holds for 12 h in all: Extend and, on a
+// buffered and given back: what was fetched ahead for a program that takes 40 a
+// second or more, and of a FIFO group what came together with a message that is
+// nacked. With ConsumerOptions.Prefetch 1 there is neither, and a request for
+// each message. A receipt holds for 12 h in all: Extend and, on a
 // FIFO queue, Nack cannot go beyond (ErrUnsupported); a standard queue stores
 // a copy for later instead. A Nack whose answer is lost is not repeated, since
-// that could take the message from its next holder: it is ErrLeaseLost, and the
-// message returns when its lease ends at the latest.
+// that could take the message from its next holder: it is ErrUnknownOutcome and
+// ErrLeaseLost, and the message returns when its lease ends at the latest.
 //
-// Close gives back what is unsettled. A long poll
-// that Close cuts off may still take messages, which return when their lease
-// ends; AWS notices the closed connection, emulators may not: set PollWait to
-// 1 or 2 s there, which Close waits for.
+// Close gives back what is unsettled. A long poll that is under way goes on
+// until it ends, and what it brings goes back at once, at an attempt; Close
+// waits for those that end within 3 s. A Broker's Close cuts off the others. Of
+// a FIFO queue it then asks for what such a poll may have taken, by its
+// ReceiveRequestAttemptId; from a standard queue that returns when its lease
+// ends. AWS notices the closed connection, emulators may not: set PollWait to
+// 1 or 2 s there.
 //
 // Reject sends to the dead-letter queue (of QueueOptions, else of the queue's
 // redrive policy) and then deletes. A Nack at the last attempt does the same,
@@ -94,9 +100,12 @@
 //
 // # Sizes
 //
-// SQS counts body and attributes, up to 1 MiB or the queue's
-// MaximumMessageSize. Capabilities.MaxBytes is what fits whatever the bytes
-// are: three quarters of that less 70 bytes, for base64; in plain mode, all.
+// SQS counts body and attributes, as they are sent, up to 1 MiB or the queue's
+// MaximumMessageSize. Capabilities.MaxBytes is that less the 47 bytes of the
+// attribute qs-id (nothing in plain mode): the largest body that is text. Of
+// other bytes three quarters of that less 17 fit, since base64 makes 4 of 3.
+// What is larger as it would be sent is ErrTooLarge, and is not sent; its
+// SizeError says how large.
 //
 // # Exchanges
 //

@@ -88,7 +88,7 @@ func (b *Broker) openQueue(ctx context.Context, name string, opts *broker.QueueO
 func capabilities(t *target, o *Options) broker.QueueCapabilities {
 	c := broker.QueueCapabilities{
 		Headers:     true,
-		MaxBytes:    guaranteed(t.maxBytes, o),
+		MaxBytes:    largest(t.maxBytes, o),
 		Lease:       true,
 		MaxLease:    maxLease,
 		NackDelay:   true,
@@ -110,15 +110,15 @@ func capabilities(t *target, o *Options) broker.QueueCapabilities {
 	return c
 }
 
-// guaranteed returns how large a message is that fits into limit whatever its
-// bytes are: base64 makes 4 of 3, and the attributes qs-id, with an id that
-// this SDK made, and qs-encoding take 70. In plain mode a body is as it is.
-func guaranteed(limit int, o *Options) int {
-	const own = len(attrID+"String"+"01234567-0123-0123-0123-0123456789ab") + len(attrEncoding+"String"+encodingBase64)
+// largest returns how large a message is that fits into limit beside the
+// attribute qs-id with an id that this SDK made: one whose body is text, since
+// SQS counts what it is sent. In plain mode there is no attribute.
+func largest(limit int, o *Options) int {
+	const own = len(attrID + "String" + "01234567-0123-0123-0123-0123456789ab")
 	if o.Plain {
 		return limit
 	}
-	return (limit - own) / 4 * 3
+	return limit - own
 }
 
 // Name returns the queue's name.

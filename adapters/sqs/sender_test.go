@@ -176,35 +176,53 @@ func TestOutageBlocksUntilTheContextEnds(t *testing.T) {
 	}
 }
 
-func TestSizeIsCountedWithAttributes(t *testing.T) {
-	f := newFake()
-	f.queue("small").attrs["MaximumMessageSize"] = "1024"
-	q := openQueue(t, openFake(t, f), "small", nil)
-	limit := q.Capabilities().MaxBytes
-	for _, body := range [][]byte{bytes.Repeat([]byte("x"), limit), bytes.Repeat([]byte{0xff}, limit)} {
-		if _, err := q.Publish(t.Context(), broker.Message{Body: body}); err != nil {
-			t.Errorf("a body of the limit, %d bytes: %v", limit, err)
+func TestSizeIsCountedAsItIsSent(t *testing.T) {
+	const size = 1024
+	for _, plain := range []bool{false, true} {
+		f := newFake()
+		f.queue("small").attrs["MaximumMessageSize"] = fmt.Sprint(size)
+		q := openQueue(t, openFake(t, f, func(o *Options) { o.Plain = plain }), "small", nil)
+		limit := q.Capabilities().MaxBytes
+		if want := map[bool]int{true: size, false: size - 47}[plain]; limit != want {
+			t.Errorf("plain %t: MaxBytes %d, want %d", plain, limit, want)
 		}
-	}
-	over := broker.Message{Body: bytes.Repeat([]byte("x"), limit+1)}
-	header := broker.Message{Body: bytes.Repeat([]byte("x"), limit), Headers: broker.Headers{{Key: "k", Value: "v"}}}
-	// Within MaxBytes, but the attributes that binary headers pack into are not.
-	packed := broker.Message{Body: []byte("x"), Headers: broker.Headers{{Key: "k", Value: strings.Repeat("\x00", 330)}, {Key: "k", Value: strings.Repeat("\x00", limit-334)}}}
-	for i, m := range []broker.Message{over, header, packed} {
-		_, err := q.Publish(t.Context(), m)
-		var se *broker.SizeError
-		if !errors.Is(err, broker.ErrTooLarge) || !errors.As(err, &se) || se.Size <= se.Limit {
-			t.Errorf("oversize %d: %v", i, err)
+		text := func(n int) []byte { return bytes.Repeat([]byte("x"), n) }
+		header := broker.Headers{{Key: "k", Value: "v"}} // and its type, String: 8 bytes
+		fits := []broker.Message{{Body: text(limit)}, {Body: text(limit - 8), Headers: header}, {Body: []byte(strings.Repeat("é", limit/2))}}
+		over := []broker.Message{
+			{Body: text(limit + 1)}, {Body: text(limit), Headers: header},
+			{Body: text(limit - 7), Headers: header}, {Body: []byte(strings.Repeat("é", limit/2+1))},
 		}
-		_, err = q.PublishBatch(t.Context(), []broker.Message{{Body: []byte("a")}, m, {Body: []byte("b")}})
-		for j, want := range []error{nil, broker.ErrTooLarge, nil} {
-			if got := broker.ErrorAt(err, j); !errors.Is(got, want) {
-				t.Errorf("oversize %d, entry %d: %v", i, j, got)
+		if !plain {
+			binary := (limit - 23) / 4 * 3 // qs-encoding takes 23, base64 makes 4 of 3
+			fits = append(fits, broker.Message{Body: bytes.Repeat([]byte{0xff}, binary)})
+			over = append(over, broker.Message{Body: bytes.Repeat([]byte{0xff}, binary+1)},
+				// Two headers of one key are packed into an attribute, and binary values there into base64.
+				broker.Message{Body: []byte("x"), Headers: broker.Headers{
+					{Key: "k", Value: strings.Repeat("\x00", 330)}, {Key: "k", Value: strings.Repeat("\x00", limit-334)},
+				}})
+		}
+		for i, m := range fits {
+			if _, err := q.Publish(t.Context(), m); err != nil {
+				t.Errorf("plain %t: fitting %d: %v", plain, i, err)
 			}
 		}
-	}
-	if n := f.depth("small"); n != 2+6 {
-		t.Errorf("%d messages are stored, want 8", n)
+		for i, m := range over {
+			_, err := q.Publish(t.Context(), m)
+			se, ok := errors.AsType[*broker.SizeError](err)
+			if !errors.Is(err, broker.ErrTooLarge) || !ok || se.Size <= se.Limit {
+				t.Errorf("plain %t: oversize %d: %v", plain, i, err)
+			}
+			_, err = q.PublishBatch(t.Context(), []broker.Message{{Body: []byte("a")}, m, {Body: []byte("b")}})
+			for j, want := range []error{nil, broker.ErrTooLarge, nil} {
+				if got := broker.ErrorAt(err, j); !errors.Is(got, want) {
+					t.Errorf("plain %t: oversize %d, entry %d: %v", plain, i, j, got)
+				}
+			}
+		}
+		if n, want := f.depth("small"), len(fits)+2*len(over); n != want {
+			t.Errorf("plain %t: %d messages are stored, want %d", plain, n, want)
+		}
 	}
 }
 

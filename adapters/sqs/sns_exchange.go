@@ -43,7 +43,7 @@ func (b *Broker) Exchange(ctx context.Context, name string) (broker.Exchange, er
 		}
 		fifo := strings.HasSuffix(name, fifoSuffix)
 		e = &Exchange{b: b, name: name, kind: kind, caps: broker.QueueCapabilities{
-			Headers: true, MaxBytes: guaranteed(maxSNSBatch, &b.o), Durable: true,
+			Headers: true, MaxBytes: largest(maxSNSBatch, &b.o), Durable: true,
 			Groups: fifo, Dedup: fifo, Idempotent: fifo,
 		}}
 		if fifo {
