@@ -15,6 +15,11 @@
 // Lag is exact within 1 MiB behind the commit, and an upper bound beyond.
 // Kafka's null header value becomes an empty one.
 //
+// A topic that is deleted, or replaced by a new one of its name, ends its
+// members within about ten seconds: Receive and Commit return
+// broker.ErrNotFound, nothing is committed to the new topic, and a new Consumer
+// reads it from the group's start. A queue's consumers go on by themselves.
+//
 // # Queues
 //
 // A [Queue] is a topic consumed by the share group "queue-" + its name

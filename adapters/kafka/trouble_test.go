@@ -321,3 +321,102 @@ func TestTopicDeletedAndCreatedAgain(t *testing.T) {
 		}
 	})
 }
+
+// A topic that is replaced by a new one of its name under a consumer that
+// waits and a publisher that goes on: both are told, and nothing hangs or
+// spins. What is opened then works on the new one, also with the same Broker.
+func TestTopicReplaced(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes the 11 s after which a member is told: run it without -short")
+	}
+	t.Parallel()
+	onBrokers(t, func(t *testing.T, o *kafka.Options) {
+		ctx := testContext(t)
+		b := open(t, o)
+		s := declare(t, b, broker.StreamConfig{Partitions: 1})
+		publish(t, s, 3)
+		c := member(t, s, "g", nil)
+		old := receive(t, c, 3)
+		if err := c.Commit(ctx, old[0]); err != nil {
+			t.Fatal(err)
+		}
+		told := make(chan error, 1)
+		go func() {
+			_, err := c.Receive(ctx, 1)
+			told <- err
+		}()
+		if err := b.DeleteStream(ctx, s.Name()); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.DeclareStream(ctx, s.Name(), broker.StreamConfig{Partitions: 1}); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-told; !errors.Is(err, broker.ErrNotFound) {
+			t.Errorf("receive from a topic that was replaced: %v, want ErrNotFound", err)
+		}
+		if _, err := s.Publish(ctx, broker.Record{Value: []byte("old handle")}); err != nil && !errors.Is(err, broker.ErrNotFound) {
+			t.Errorf("publish with the old handle: %v, want nil or ErrNotFound", err)
+		}
+		again, err := b.Stream(ctx, s.Name(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := again.Publish(ctx, broker.Record{Value: []byte("new handle")}); err != nil {
+			t.Errorf("publish with a new handle: %v", err)
+		}
+		if err := c.Commit(ctx, old...); !errors.Is(err, broker.ErrNotFound) && !errors.Is(err, broker.ErrFenced) {
+			t.Errorf("commit of a record of the topic that was replaced: %v, want ErrNotFound or ErrFenced", err)
+		}
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+		next := member(t, again, "g", nil)
+		first := receive(t, next, 1)[0] // the group's offsets went with the old topic
+		if first.Offset() != broker.NewOffset(0) {
+			t.Errorf("the group begins at offset %v of the new topic", first.Offset())
+		}
+	})
+}
+
+// A queue whose topic is replaced goes on by itself.
+func TestQueueReplaced(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits for heartbeats of the share group: run it without -short")
+	}
+	t.Parallel()
+	onBrokers(t, func(t *testing.T, o *kafka.Options) {
+		ctx := testContext(t)
+		b := open(t, o)
+		q := queue(t, b, broker.QueueConfig{})
+		c := consumer(t, q)
+		enqueue(t, q, 1)
+		if err := take(t, c, 1)[0].Ack(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.DeleteQueue(ctx, q.Name()); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.DeclareQueue(ctx, q.Name(), broker.QueueConfig{}); err != nil {
+			t.Fatal(err)
+		}
+		again, err := b.Queue(ctx, q.Name(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := again.Publish(ctx, broker.Message{Body: []byte("new")}); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the running consumer receives of the new topic, told at most of the old one's end", func() bool {
+			ds, err := c.Receive(ctx, 1)
+			if err != nil && !errors.Is(err, broker.ErrNotFound) {
+				t.Fatal(err)
+			}
+			for _, d := range ds {
+				if err := d.Ack(ctx); err != nil {
+					t.Error(err)
+				}
+			}
+			return len(ds) > 0
+		})
+	})
+}
