@@ -134,3 +134,11 @@ func (o *Observation) attrs() []slog.Attr {
 	}
 	return attrs
 }
+
+// A BatchSizer is a [Publisher] whose concurrent calls share requests, and that
+// counts how full those are.
+type BatchSizer interface {
+	// BatchSizes returns how many requests were sent, repeated ones included: at
+	// index n those of n messages.
+	BatchSizes() []int64
+}

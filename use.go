@@ -120,6 +120,15 @@ type hookedQueue struct {
 	hookedPublisher
 }
 
+// As passes on how full requests are.
+func (q *hookedQueue) As(target any) bool {
+	b, ok := target.(*BatchSizer)
+	if ok {
+		*b, ok = As[BatchSizer](q.Queue)
+	}
+	return ok
+}
+
 func newHookedQueue(q Queue, hooks []PublishHook) *hookedQueue {
 	return &hookedQueue{q, hookedPublisher{q.Name(), q, hooks}}
 }

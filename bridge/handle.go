@@ -96,6 +96,9 @@ func (rt *Route) plan(ctx context.Context, r *broker.Record) (q broker.Queue, ta
 		if q, err = rt.TargetFor(ctx, r); err != nil {
 			return nil, task, true, err
 		}
+		if _, known := rt.targets.Load(q); !known {
+			rt.targets.Store(q, nil)
+		}
 	}
 	task, err = rt.task(r, q)
 	return q, task, true, err

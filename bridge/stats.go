@@ -39,8 +39,12 @@ type Stats struct {
 	Parked     int64
 	Skipped    int64
 	Retried    int64
-	Duplicates int64 // enqueued, and suppressed by the queue
+	Duplicates int64 // enqueued, and suppressed by the queue, as far as it tells: SQS does not
 	Claimed    int64 // bodies put into the blob store
+
+	// BatchSizes is how many requests the target queues were sent, at index n
+	// those of n tasks; nil where they do not tell.
+	BatchSizes []int64
 
 	WindowRecords int           // in hand or done beyond the commit
 	WindowAge     time.Duration // of the oldest of them
@@ -62,6 +66,8 @@ type state struct {
 	paused    bool
 	halted    error
 	failures  map[*broker.Record]int // tries that failed for an unknown reason
+
+	targets sync.Map // that TargetFor chose: broker.Queue → nil
 }
 
 // Stats returns the route's numbers. It may be called at any time.
@@ -72,6 +78,7 @@ func (rt *Route) Stats() Stats {
 		Parked: c.parked.Load(), Skipped: c.skipped.Load(), Retried: c.retried.Load(),
 		Duplicates: c.duplicates.Load(), Claimed: c.claimed.Load(),
 	}
+	rt.batchSizes(&s)
 	rt.mu.Lock()
 	defer rt.mu.Unlock()
 	s.Paused, s.Halted, s.In = rt.paused, rt.halted, rt.received
@@ -84,6 +91,25 @@ func (rt *Route) Stats() Stats {
 		}
 	}
 	return s
+}
+
+func (rt *Route) batchSizes(s *Stats) {
+	add := func(q any) {
+		b, ok := broker.As[broker.BatchSizer](q)
+		if !ok {
+			return
+		}
+		for n, count := range b.BatchSizes() {
+			if n == len(s.BatchSizes) {
+				s.BatchSizes = append(s.BatchSizes, 0)
+			}
+			s.BatchSizes[n] += count
+		}
+	}
+	if rt.Target != nil {
+		add(rt.Target)
+	}
+	rt.targets.Range(func(q, _ any) bool { add(q); return true })
 }
 
 func (rt *Route) event(kind EventKind, r *broker.Record, start time.Time, duplicate bool, err error) {

@@ -30,7 +30,19 @@ type Queue struct {
 	onClose   func(ctx context.Context) error
 }
 
-var _ broker.Queue = (*Queue)(nil)
+var (
+	_ broker.Queue      = (*Queue)(nil)
+	_ broker.BatchSizer = (*Queue)(nil)
+)
+
+// BatchSizes does what [broker.BatchSizer] promises.
+func (q *Queue) BatchSizes() []int64 {
+	sizes := make([]int64, len(q.sends.sizes))
+	for i := range sizes {
+		sizes[i] = q.sends.sizes[i].Load()
+	}
+	return sizes
+}
 
 // Queue opens a queue; one that is missing is ErrNotFound. It needs
 // sqs:GetQueueUrl and sqs:GetQueueAttributes.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/queuestream/broker"
@@ -43,6 +44,7 @@ type sender struct {
 	b       *Broker
 	batcher *broker.Batcher[outgoing, string]
 	chain   bool // messages of a group go one after the other
+	sizes   [batchEntries + 1]atomic.Int64
 }
 
 // newSender returns a sender over call, which carries out one request and sets
@@ -104,6 +106,7 @@ func (s *sender) send(ctx context.Context, items []outgoing, results []sent,
 func (s *sender) request(ctx context.Context, items []outgoing, results []sent,
 	call func(ctx context.Context, items []outgoing, results []sent) error,
 ) {
+	s.sizes[len(items)].Add(1)
 	rctx, cancel := context.WithTimeout(ctx, s.b.o.RequestTimeout)
 	err := call(rctx, items, results)
 	cancel()

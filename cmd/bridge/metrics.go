@@ -26,12 +26,13 @@ type metrics struct {
 var (
 	recordsDesc = prometheus.NewDesc("bridge_records_total", "Records by what became of them (in: taken up).", []string{"route", "outcome"}, nil)
 	retriesDesc = prometheus.NewDesc("bridge_retries_total", "Tries that failed and were repeated.", []string{"route"}, nil)
-	dupDesc     = prometheus.NewDesc("bridge_duplicates_avoided_total", "Tasks that the queue had already and suppressed.", []string{"route"}, nil)
+	dupDesc     = prometheus.NewDesc("bridge_duplicates_avoided_total", "Tasks that the queue had already and suppressed, as far as it tells: SQS does not.", []string{"route"}, nil)
 	claimedDesc = prometheus.NewDesc("bridge_claim_checks_total", "Bodies put into the blob store.", []string{"route"}, nil)
 	windowDesc  = prometheus.NewDesc("bridge_window_records", "Records in hand or done beyond the commit: what a crash would send again.", []string{"route"}, nil)
 	ageDesc     = prometheus.NewDesc("bridge_window_age_seconds", "Age of the oldest of them.", []string{"route"}, nil)
 	pausedDesc  = prometheus.NewDesc("bridge_paused", "1 while the route is paused.", []string{"route"}, nil)
 	haltedDesc  = prometheus.NewDesc("bridge_halted", "1 once the route has halted.", []string{"route"}, nil)
+	batchDesc   = prometheus.NewDesc("bridge_batch_tasks", "Tasks in a request to the queue, where it takes several.", []string{"route"}, nil)
 	lagDesc     = prometheus.NewDesc("bridge_lag_records", "Records between the group's commit and the end of the partition.", []string{"route", "partition"}, nil)
 )
 
@@ -58,7 +59,7 @@ func (m *metrics) handler() http.Handler {
 
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{recordsDesc, retriesDesc, dupDesc, claimedDesc, windowDesc, ageDesc, pausedDesc, haltedDesc, lagDesc} {
+	for _, d := range []*prometheus.Desc{recordsDesc, retriesDesc, dupDesc, claimedDesc, windowDesc, ageDesc, pausedDesc, haltedDesc, batchDesc, lagDesc} {
 		ch <- d
 	}
 }
@@ -88,6 +89,9 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		gauge(ageDesc, s.WindowAge.Seconds(), rt.Name)
 		gauge(pausedDesc, flag(s.Paused), rt.Name)
 		gauge(haltedDesc, flag(s.Halted != nil), rt.Name)
+		if len(s.BatchSizes) > 0 {
+			ch <- batchHistogram(s.BatchSizes, rt.Name)
+		}
 		lag, err := rt.Lag(ctx)
 		if err != nil {
 			continue
@@ -96,6 +100,20 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 			gauge(lagDesc, float64(l.Lag), rt.Name, strconv.Itoa(int(l.Partition)))
 		}
 	}
+}
+
+// batchHistogram makes a histogram with a bucket for each size.
+func batchHistogram(sizes []int64, route string) prometheus.Metric {
+	buckets := make(map[float64]uint64, len(sizes))
+	count, sum := uint64(0), 0.0
+	for n, requests := range sizes {
+		count += uint64(requests) //nolint:gosec // a count
+		sum += float64(n) * float64(requests)
+		if n > 0 {
+			buckets[float64(n)] = count
+		}
+	}
+	return prometheus.MustNewConstHistogram(batchDesc, count, sum, buckets, route)
 }
 
 func flag(b bool) float64 {
