@@ -28,7 +28,9 @@ type acks struct {
 	done    chan struct{} // closed when the writer has returned
 }
 
-// An acker sends; an amqp.Channel is one.
+// An acker sends; an amqp.Channel is one. What goes back is rejected and not
+// nacked: both requeue, but from RabbitMQ 4.3 on only basic.reject counts as an
+// attempt (https://www.rabbitmq.com/docs/nack).
 type acker interface {
 	Ack(tag uint64, multiple bool) error
 	Reject(tag uint64, requeue bool) error

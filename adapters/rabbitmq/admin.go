@@ -165,7 +165,9 @@ func queueArguments(name string, cfg broker.QueueConfig, version func() (major, 
 	}
 	if !info.classic {
 		// The SDK counts and dead-letters: a limit of the broker's own would
-		// drop messages behind its back.
+		// drop messages behind its back. 4.0 made 20 the default; what counts
+		// changed in 4.3 (see acker), the argument did not.
+		// https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling
 		if major, _ := version(); major >= 4 {
 			if _, set := args["x-delivery-limit"]; !set {
 				args["x-delivery-limit"] = int64(-1)
@@ -230,18 +232,19 @@ func argument(v string) any {
 	return v
 }
 
-// version returns the broker's version, or 4.0 where it does not tell.
+// version returns the version of the broker that was connected last.
 func (l *link) version() (major, minor int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.gen != nil {
-		if v, ok := l.gen.conn.Properties["version"].(string); ok {
-			if n, err := fmt.Sscanf(v, "%d.%d", &major, &minor); err == nil && n == 2 {
-				return major, minor
-			}
-		}
+	return parseVersion(l.server)
+}
+
+// parseVersion returns 4.0 where the broker does not tell.
+func parseVersion(v string) (major, minor int) {
+	if n, err := fmt.Sscanf(v, "%d.%d", &major, &minor); err != nil || n != 2 {
+		return 4, 0
 	}
-	return 4, 0
+	return major, minor
 }
 
 // checkDeclared finds conflicts that the broker does not see.

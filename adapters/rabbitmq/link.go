@@ -34,6 +34,7 @@ type link struct {
 	err     error         // why there is none
 	count   uint32        // of generations
 	next    int           // endpoint
+	server  string        // its version, of the last connection
 	changed chan struct{} // closed and replaced with every change
 }
 
@@ -281,6 +282,10 @@ func (l *link) dial(ctx context.Context) (*generation, error) {
 		}
 		return nil, fmt.Errorf("%s: %w", endpoint, classify(err))
 	}
+	server, _ := conn.Properties["version"].(string)
+	l.mu.Lock()
+	l.server = server
+	l.mu.Unlock()
 	free := make(chan struct{})
 	close(free)
 	return &generation{n: n, endpoint: endpoint, conn: conn, dead: make(chan struct{}), free: free}, nil

@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/url"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -221,5 +224,65 @@ func TestStreamBoundsBehindOffsets(t *testing.T) {
 		if n += 10; int64(read) != n {
 			t.Fatalf("read %d of %d", read, n)
 		}
+	}
+}
+
+// TestStreamBadInput: typed errors, and the connection stays for others.
+func TestStreamBadInput(t *testing.T) {
+	b := testBroker(t, streamOptions)
+	if len(b.o.StreamURLs) == 0 {
+		t.Skip("BROKER_TEST_RABBITMQ_STREAM is not set")
+	}
+	s := testStream(t, b, broker.StreamConfig{})
+	ctx := testContext(t)
+	u, err := url.Parse(b.o.StreamURLs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad := func(edit func(*url.URL)) error {
+		t.Helper()
+		v := *u
+		edit(&v)
+		_, err := testBroker(t, func(o *Options) { o.StreamURLs = []string{v.String()} }).Stream(ctx, s.Name(), nil)
+		if err == nil || broker.IsTemporary(err) || strings.Contains(err.Error(), "wrong-password") {
+			t.Errorf("%v", err)
+		}
+		return err
+	}
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed := l.Addr().String()
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := bad(func(u *url.URL) { u.Host = closed }); !errors.Is(err, broker.ErrUnsupported) || !strings.Contains(err.Error(), "rabbitmq_stream") {
+		t.Errorf("without the plugin: %v", err)
+	}
+	if err := bad(func(u *url.URL) { u.User = url.UserPassword("nobody", "wrong-password") }); !errors.Is(err, broker.ErrUnauthorized) {
+		t.Errorf("wrong credentials: %v", err)
+	}
+	if err := bad(func(u *url.URL) { u.Path = "/no-such-vhost" }); !errors.Is(err, broker.ErrNotFound) {
+		t.Errorf("missing virtual host: %v", err)
+	}
+	if _, err := b.Stream(ctx, testName(t, "missing"), nil); !errors.Is(err, broker.ErrNotFound) {
+		t.Errorf("missing stream: %v", err)
+	}
+	if err := b.DeclareStream(ctx, s.Name(), broker.StreamConfig{Partitions: 3}); !errors.Is(err, broker.ErrConflict) || !strings.Contains(err.Error(), "Partitions") {
+		t.Errorf("declared differently: %v", err)
+	}
+	if _, err := s.Publish(ctx, broker.Record{Value: make([]byte, 1<<20)}); !errors.Is(err, broker.ErrTooLarge) {
+		t.Errorf("oversize: %v", err)
+	}
+	if _, err := s.Publish(ctx, broker.Record{Headers: broker.Headers{{Key: "k", Value: strings.Repeat("x", 1<<17)}}}); !errors.Is(err, broker.ErrTooLarge) {
+		t.Errorf("headers: %v", err)
+	}
+	if _, err := s.Consumer(ctx, "", nil); !errors.Is(err, broker.ErrInvalid) {
+		t.Errorf("a group without a name: %v", err)
+	}
+	largest := broker.Record{Value: make([]byte, s.Capabilities().MaxBytes)}
+	if _, err := s.Publish(ctx, largest); err != nil {
+		t.Errorf("the largest: %v", err)
 	}
 }

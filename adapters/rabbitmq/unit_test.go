@@ -307,6 +307,71 @@ func TestOptions(t *testing.T) {
 	}
 }
 
+// TestDeliveryLimit: what a quorum queue is declared with, by the version that
+// the broker tells. 3.13 has no limit unless one is set, and refuses -1.
+func TestDeliveryLimit(t *testing.T) {
+	for _, c := range []struct {
+		version string
+		want    any
+	}{
+		{"3.13.7", nil}, {"3.12.0-rc.1", nil}, {"4.0.5", int64(-1)}, {"4.1.0-beta.2", int64(-1)},
+		{"4.3.0", int64(-1)}, {"5.0.0", int64(-1)}, {"", int64(-1)}, {"latest", int64(-1)},
+	} {
+		l := &link{server: c.version}
+		_, args, err := queueArguments("q", broker.QueueConfig{MaxAttempts: 3, DeadLetter: "d"}, l.version)
+		if err != nil || args["x-delivery-limit"] != c.want {
+			t.Errorf("%q: %v, want %v, %v", c.version, args["x-delivery-limit"], c.want, err)
+		}
+		cfg := broker.QueueConfig{Options: map[string]string{"x-delivery-limit": "7"}}
+		if _, args, err = queueArguments("q", cfg, l.version); err != nil || args["x-delivery-limit"] != int64(7) {
+			t.Errorf("%q: a limit of the program's own became %v, %v", c.version, args["x-delivery-limit"], err)
+		}
+		cfg.Options = map[string]string{"x-queue-type": "classic"}
+		if _, args, err = queueArguments("q", cfg, l.version); err != nil || args["x-delivery-limit"] != nil {
+			t.Errorf("%q: a classic queue got %v, %v", c.version, args["x-delivery-limit"], err)
+		}
+	}
+}
+
+// TestAttempts: what a delivery counts as, by what the broker says. 4.3 tells
+// x-acquired-count as well, which counts what was prefetched and never seen.
+func TestAttempts(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		a    amqp.Delivery
+		want int
+	}{
+		{"new", amqp.Delivery{}, 1},
+		{"classic, again", amqp.Delivery{Redelivered: true}, 2},
+		{"rejected twice", amqp.Delivery{Redelivered: true, Headers: amqp.Table{"x-delivery-count": int64(2)}}, 3},
+		{"prefetched twice, rejected once", amqp.Delivery{Redelivered: true, Headers: amqp.Table{
+			"x-delivery-count": int64(1), "x-acquired-count": int64(3)}}, 2},
+		{"nacked by another client on 4.3", amqp.Delivery{Redelivered: true, Headers: amqp.Table{
+			"x-delivery-count": int64(0), "x-acquired-count": int64(2)}}, 1},
+		{"delayed after three, then rejected", amqp.Delivery{Redelivered: true, Headers: amqp.Table{
+			"x-delivery-count": int64(1), headerAttempt: int64(3)}}, 5},
+	} {
+		var d broker.Delivery
+		if decode(&c.a, &d); d.Attempt != c.want {
+			t.Errorf("%s: attempt %d, want %d", c.name, d.Attempt, c.want)
+		}
+	}
+}
+
+// TestBadNames are refused before anything is sent.
+func TestBadNames(t *testing.T) {
+	for _, name := range []string{"", "amq.x", strings.Repeat("x", 256), "new\nline", "\xff"} {
+		if err := checkName(name); !errors.Is(err, broker.ErrInvalid) {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+	for _, name := range []string{"a", "a.b-c_d", strings.Repeat("x", 255), "größe"} {
+		if err := checkName(name); err != nil {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+}
+
 func TestQueueArguments(t *testing.T) {
 	v := func(major int) func() (int, int) { return func() (int, int) { return major, 0 } }
 	_, args, err := queueArguments("q", broker.QueueConfig{MaxAttempts: 3, DeadLetter: "d", MaxLength: 5, TTL: time.Second}, v(4))
