@@ -68,7 +68,7 @@ func bench(ctx context.Context, o options, run, out, profile string) error {
 // scenarios lists all of them in the order of the report.
 func scenarios() []scenario {
 	var all []scenario
-	for _, group := range [][]scenario{memoryScenarios(), kafkaScenarios(), rabbitScenarios(), sqsScenarios(), bridgeScenarios()} {
+	for _, group := range [][]scenario{memoryScenarios(), kafkaScenarios(), rabbitScenarios(), rabbitStreamScenarios(), sqsScenarios(), bridgeScenarios()} {
 		all = append(all, group...)
 	}
 	return all
