@@ -49,12 +49,15 @@ func (e *HaltError) Unwrap() error { return e.Err }
 var restart = broker.RetryPolicy{Min: time.Second, Max: time.Minute}
 
 // Run runs the route until ctx ends, or until Until is reached, drains and
-// returns nil. A broker that is down is tried again, for ever; what is set up
-// wrongly is an error at once, and a poison record under policy halt is a
-// *HaltError.
+// returns nil. A broker that is down is tried again, for ever, and so is a
+// stream that was deleted meanwhile; what is set up wrongly is an error at once,
+// and a poison record under policy halt is a *HaltError.
 func (rt *Route) Run(ctx context.Context) error {
 	if err := rt.check(); err != nil {
 		return err
+	}
+	if _, err := rt.Source.Partitions(ctx); errors.Is(err, broker.ErrNotFound) {
+		return rt.halt(err)
 	}
 	for attempt := 1; ; attempt++ {
 		p := rt.newProcessor()
@@ -63,7 +66,8 @@ func (rt *Route) Run(ctx context.Context) error {
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
-		if !broker.IsTemporary(err) || isPoison(err) {
+		gone := errors.Is(err, broker.ErrNotFound) // it may be made again: its records are others then
+		if !broker.IsTemporary(err) && !gone || isPoison(err) {
 			return rt.halt(err)
 		}
 		if time.Since(started) > restart.Max {
