@@ -35,7 +35,9 @@ type fakeSQS struct {
 type fakeQueue struct {
 	messages []*fakeMessage
 	dedup    map[string]*fakeMessage
+	attempts map[string][]*fakeMessage // by ReceiveRequestAttemptId
 	attrs    map[string]string
+	tags     map[string]any
 }
 
 type fakeMessage struct {
@@ -86,7 +88,7 @@ func (f *fakeSQS) depth(name string) int {
 func (f *fakeSQS) queue(name string) *fakeQueue {
 	q := f.queues[name]
 	if q == nil {
-		q = &fakeQueue{dedup: map[string]*fakeMessage{}, attrs: map[string]string{
+		q = &fakeQueue{dedup: map[string]*fakeMessage{}, attempts: map[string][]*fakeMessage{}, attrs: map[string]string{
 			"QueueArn": "arn:aws:sqs:eu-test-1:1:" + name, "VisibilityTimeout": "30", "MaximumMessageSize": "1048576", "DelaySeconds": "0",
 		}}
 		f.queues[name] = q
@@ -181,6 +183,30 @@ func (f *fakeSQS) answer(r *http.Request, op string, in map[string]any) (any, st
 	}
 	q := f.queue(name)
 	switch op {
+	case "CreateQueue":
+		attrs, _ := in["Attributes"].(map[string]any)
+		for key, value := range attrs {
+			q.attrs[key] = str(value)
+		}
+		q.tags, _ = in["tags"].(map[string]any)
+		return map[string]any{"QueueUrl": "http://fake.invalid/1/" + name}, ""
+	case "DeleteQueue":
+		delete(f.queues, name)
+		return map[string]any{}, ""
+	case "ListQueues":
+		delete(f.queues, "") // made by the look-up above
+		urls := []string{}
+		for name := range f.queues {
+			if strings.HasPrefix(name, str(in["QueueNamePrefix"])) {
+				urls = append(urls, "http://fake.invalid/1/"+name)
+			}
+		}
+		return map[string]any{"QueueUrls": urls}, ""
+	case "ListQueueTags":
+		return map[string]any{"Tags": q.tags}, ""
+	case "TagQueue":
+		maps.Copy(q.tags, in["Tags"].(map[string]any))
+		return map[string]any{}, ""
 	case "GetQueueUrl":
 		return map[string]any{"QueueUrl": "http://fake.invalid/1/" + name}, ""
 	case "GetQueueAttributes":
@@ -273,6 +299,15 @@ func (f *fakeSQS) take(q *fakeQueue, in map[string]any) (got []any, next time.Du
 	now := time.Now()
 	next = time.Hour
 	locked := map[string]bool{}
+	attempt := str(in["ReceiveRequestAttemptId"])
+	for _, m := range q.attempts[attempt] {
+		if !m.deleted && now.Before(m.visible) {
+			got = append(got, m.answer(now, in))
+		}
+	}
+	if got != nil {
+		return got, 0
+	}
 	for _, m := range q.messages {
 		if m.group != "" && locked[m.group] {
 			continue
@@ -287,20 +322,28 @@ func (f *fakeSQS) take(q *fakeQueue, in map[string]any) (got []any, next time.Du
 		}
 		m.receives++
 		m.handle = fmt.Sprintf("%s-%d", m.id, m.receives)
-		m.visible = now.Add(time.Duration(num(in["VisibilityTimeout"])) * time.Second)
-		sum := md5.Sum([]byte(m.body)) //nolint:gosec // as above
-		system := map[string]any{
-			"SentTimestamp": fmt.Sprint(m.sent.UnixMilli()), "ApproximateReceiveCount": fmt.Sprint(m.receives),
+		got = append(got, m.answer(now, in))
+		if attempt != "" {
+			q.attempts[attempt] = append(q.attempts[attempt], m)
 		}
-		if m.group != "" {
-			system["MessageGroupId"], system["MessageDeduplicationId"] = m.group, m.dedup
-		}
-		got = append(got, map[string]any{
-			"MessageId": m.id, "ReceiptHandle": m.handle, "Body": m.body, "MD5OfBody": hex.EncodeToString(sum[:]),
-			"Attributes": system, "MessageAttributes": m.attrs,
-		})
 	}
 	return got, next
+}
+
+// answer hides m and returns it as ReceiveMessage does.
+func (m *fakeMessage) answer(now time.Time, in map[string]any) any {
+	m.visible = now.Add(time.Duration(num(in["VisibilityTimeout"])) * time.Second)
+	sum := md5.Sum([]byte(m.body)) //nolint:gosec // as above
+	system := map[string]any{
+		"SentTimestamp": fmt.Sprint(m.sent.UnixMilli()), "ApproximateReceiveCount": fmt.Sprint(m.receives),
+	}
+	if m.group != "" {
+		system["MessageGroupId"], system["MessageDeduplicationId"] = m.group, m.dedup
+	}
+	return map[string]any{
+		"MessageId": m.id, "ReceiptHandle": m.handle, "Body": m.body, "MD5OfBody": hex.EncodeToString(sum[:]),
+		"Attributes": system, "MessageAttributes": m.attrs,
+	}
 }
 
 var errCut = errors.New("connection cut")
