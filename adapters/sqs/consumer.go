@@ -37,6 +37,7 @@ type Consumer struct {
 	tried    bool      // a Receive has begun since the last poll
 	reserved int       // of polls under way
 	pollers  int
+	long     bool // a poll of the full PollWait is under way
 	handed   rate
 	unread   *time.Timer       // runs while something is buffered and nobody receives
 	waiting  *time.Timer       // runs while something waits for its group, see waiting.go

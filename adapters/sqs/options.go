@@ -28,7 +28,8 @@ type Options struct {
 	// asks for. A request that times out is sent again. 0: 10 s.
 	RequestTimeout time.Duration
 	// PollWait is the length of a long poll, in whole seconds. 0: 20 s, the
-	// longest that SQS has.
+	// longest that SQS has. A consumer has one such poll at a time; further
+	// ones, while there is much to fetch, last 1 s.
 	PollWait time.Duration
 	// MaxPollers bounds a consumer's long polls at a time. 0: 8. An idle
 	// consumer has one.
@@ -59,6 +60,7 @@ type Options struct {
 const (
 	defaultRequestTimeout = 10 * time.Second
 	maxPollWait           = 20 * time.Second
+	shortPoll             = time.Second
 	defaultMaxPollers     = 8
 	defaultConcurrency    = 32
 	defaultPrefetch       = 500

@@ -18,7 +18,9 @@ import (
 // what waiting Receives are short of. Ahead of that they fetch what the program
 // takes in a quarter of a second, if that fills a batch: a slow program's
 // messages neither lose their leases in a buffer nor, when it is given back, an
-// attempt. What stays in the buffer for an eighth of the lease while nobody
+// attempt. One poll at a time is a long one: it is there for what comes later,
+// the others for what is there now, and what a Close leaves under way takes at
+// most one batch along. What stays in the buffer for an eighth of the lease while nobody
 // receives goes back to the queue.
 
 // startPoller starts one more. c.mu is held.
@@ -31,12 +33,12 @@ func (c *Consumer) poll() {
 	p := poller{c: c}
 	defer p.recover()
 	for {
-		n, end := c.claim(p.broken)
+		n, wait, end := c.claim(p.broken)
 		switch {
 		case end:
 			return
 		case n > 0:
-			if !p.fetch(n) {
+			if !p.fetch(n, wait) {
 				return
 			}
 			continue
@@ -48,10 +50,11 @@ func (c *Consumer) poll() {
 	}
 }
 
-// claim returns how many messages to ask for, of which 0 means to wait, and
-// whether the poller ends: since all is over, or another one can wait. One that
-// is broken tries again when the program does: it told Receive not to wait.
-func (c *Consumer) claim(broken bool) (n int, end bool) {
+// claim returns how many messages to ask for, of which 0 means not to poll yet,
+// how long to wait for them, and whether the poller ends: since all is over, or
+// another one can look out. One that is broken tries again when the program
+// does: it told Receive not to wait.
+func (c *Consumer) claim(broken bool) (n int, wait time.Duration, end bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if n = c.free(); n > 1 && c.expecting() || n == 0 && broken && c.tried {
@@ -60,10 +63,13 @@ func (c *Consumer) claim(broken bool) (n int, end bool) {
 	c.tried = c.tried && n == 0
 	if c.closed || n == 0 && c.pollers > 1 {
 		c.pollers--
-		return 0, true
+		return 0, 0, true
 	}
 	c.reserved += n
-	return n, false
+	if wait = shortPoll; n > 0 && !c.long {
+		c.long, wait = true, c.q.b.o.PollWait
+	}
+	return n, wait, false
 }
 
 // free returns for how many more messages there is use. c.mu is held.
@@ -79,10 +85,11 @@ func (c *Consumer) free() int {
 
 // fetched gives back what a poll reserved, and tells whether the poller goes
 // on. A full batch starts another poller.
-func (c *Consumer) fetched(reserved, got int, err error) bool {
+func (c *Consumer) fetched(reserved, got int, wait time.Duration, err error) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.reserved -= reserved
+	c.long = c.long && wait == shortPoll
 	switch {
 	case c.closed, err == nil && got == 0 && c.pollers > 1:
 		c.pollers--
@@ -109,20 +116,20 @@ type poller struct {
 }
 
 // fetch polls once, and tells whether the poller goes on.
-func (p *poller) fetch(n int) bool {
+func (p *poller) fetch(n int, wait time.Duration) bool {
 	c := p.c
 	start := time.Now()
-	ctx, lp := c.q.b.polls.begin(c)
+	ctx, lp := c.q.b.polls.begin(c, wait)
 	if lp == nil {
-		return c.fetched(n, 0, broker.ErrClosed) && pause(c.ctx, time.Second)
+		return c.fetched(n, 0, wait, broker.ErrClosed) && pause(c.ctx, time.Second)
 	}
-	ms, err := p.receive(ctx, n, c.q.b.o.PollWait)
+	ms, err := p.receive(ctx, n, wait)
 	if err == nil && !c.take(ms, time.Now()) {
 		p.handBack(ms)
 	}
 	c.q.b.polls.end(lp)
 	got := len(ms)
-	goOn := c.fetched(n, got, err)
+	goOn := c.fetched(n, got, wait, err)
 	switch {
 	case !goOn:
 		return false
@@ -136,7 +143,7 @@ func (p *poller) fetch(n int) bool {
 		fallthrough
 	default:
 		p.failed = 0
-		if got > 0 || time.Since(start) >= c.q.b.o.PollWait/2 {
+		if got > 0 || time.Since(start) >= wait/2 {
 			p.empty = 0
 			break
 		}

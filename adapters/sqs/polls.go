@@ -52,15 +52,14 @@ func (l *longPolls) start(poll func()) {
 }
 
 // begin registers a poll; ctx is to be its own. It returns nil once the Broker closes.
-func (l *longPolls) begin(c *Consumer) (context.Context, *longPoll) {
+func (l *longPolls) begin(c *Consumer, wait time.Duration) (context.Context, *longPoll) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.ending {
 		return nil, nil
 	}
-	o := &c.q.b.o
-	ctx, cancel := context.WithTimeout(context.Background(), o.PollWait+o.RequestTimeout)
-	p := &longPoll{c: c, ends: time.Now().Add(o.PollWait), cut: cancel, done: make(chan struct{})}
+	ctx, cancel := context.WithTimeout(context.Background(), wait+c.q.b.o.RequestTimeout)
+	p := &longPoll{c: c, ends: time.Now().Add(wait), cut: cancel, done: make(chan struct{})}
 	l.open[p] = struct{}{}
 	return ctx, p
 }
