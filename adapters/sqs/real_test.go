@@ -2,6 +2,7 @@ package sqs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -129,4 +130,54 @@ func realEndpoint(t *testing.T, kind string) string {
 		return containers.NeedSNS(t).URL
 	}
 	return containers.NeedSQS(t).URL
+}
+
+// A FIFO topic keeps the order of a group into a FIFO queue, and dedups by id.
+func TestRealFIFOTopic(t *testing.T) {
+	b := openReal(t, "sns", func(o *Options) { o.PollWait = time.Second })
+	queue, topic := declareReal(t, b, realName("orders")+fifoSuffix, broker.QueueConfig{Ordered: true}), realName("events")+fifoSuffix
+	if err := b.DeclareExchange(t.Context(), topic, broker.ExchangeFanout); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if err := b.DeleteExchange(ctx, topic); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := b.Bind(t.Context(), queue, topic, broker.Binding{}); err != nil {
+		t.Fatal(err)
+	}
+	ex, err := b.Exchange(t.Context(), topic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ex.RouteTo("").Publish(t.Context(), broker.Message{Body: []byte("x"), GroupID: "g", Delay: time.Second}); !errors.Is(err, broker.ErrUnsupported) {
+		t.Errorf("a delay: %v", err)
+	}
+	const n = 25
+	ms := make([]broker.Message, 0, n+1)
+	for i := range n {
+		ms = append(ms, broker.Message{Body: fmt.Appendf(nil, "%d", i), GroupID: "g", DedupID: fmt.Sprintf("%s-%d", queue, i)})
+	}
+	ms = append(ms, ms[n-1]) // stored once
+	if _, err := ex.RouteTo("").PublishBatch(t.Context(), ms); err != nil {
+		t.Fatal(err)
+	}
+	c := consume(t, openQueue(t, b, queue, nil), nil)
+	for i := range n {
+		d := receiveOne(t, c)
+		if string(d.Body) != fmt.Sprint(i) { // moto tells no group: it knows no MessageSystemAttributeNames
+			t.Fatalf("delivery %d is %q", i, d.Body)
+		}
+		if err := d.Ack(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	if ds, err := c.Receive(ctx, 1); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("after the last one: %v, %v", ds, err)
+	}
 }
