@@ -21,6 +21,7 @@ type faulty struct {
 	every int
 	only  string // "": any fault, else just that one
 	skip  string // a fault that is left out
+	polls bool   // the answers of receives are lost, too: what they held returns when its lease ends
 	bites atomic.Int64
 	gone  *sync.Map // receipt handles that were deleted without an answer
 
@@ -84,13 +85,13 @@ func (f *faulty) RoundTrip(r *http.Request) (*http.Response, error) {
 	case fault == "5xx before":
 		f.bites.Add(1)
 		return fakeError(503, "ServiceUnavailable"), nil
-	case fault == "5xx after" && batch:
+	case fault == "5xx after" && (batch || f.polls):
 		f.bites.Add(1)
 		if _, err := f.forward(r, in); err != nil {
 			return nil, err
 		}
 		return fakeError(500, "InternalFailure"), nil
-	case fault == "lost answer" && batch:
+	case fault == "lost answer" && (batch || f.polls):
 		f.bites.Add(1)
 		if _, err := f.forward(r, in); err != nil {
 			return nil, err
@@ -216,7 +217,7 @@ func (s *switched) RoundTrip(r *http.Request) (*http.Response, error) {
 		}
 		f = &faulty{}
 	}
-	through := &faulty{next: s.Transport, every: f.every, only: f.only, skip: f.skip, gone: s.gone, rng: rand.New(rand.NewPCG(rand.Uint64(), 1))} //nolint:gosec // a test's choices
+	through := &faulty{next: s.Transport, every: f.every, only: f.only, skip: f.skip, polls: f.polls, gone: s.gone, rng: rand.New(rand.NewPCG(rand.Uint64(), 1))} //nolint:gosec // a test's choices
 	defer func() { f.bites.Add(through.bites.Load()) }()
 	return through.RoundTrip(r)
 }

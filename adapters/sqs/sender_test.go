@@ -47,7 +47,7 @@ func TestEveryFaultLosesNothing(t *testing.T) {
 			t.Run(queue+"/"+fault, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					bad := newFaulty(newFake(), 3, 7)
-					bad.only = fault
+					bad.only, bad.polls = fault, true
 					q := openQueue(t, openFake(t, bad), queue, nil)
 					const n = 100
 					ms := bodies(n, func(i int, m *broker.Message) {
