@@ -108,7 +108,7 @@ func newConsumer(q *Queue, o *broker.ConsumerOptions) (*Consumer, error) {
 	}
 	c := &Consumer{
 		q: q, client: client, prefetch: o.Prefetch, lease: o.Lease,
-		inbox: broker.NewInbox(nil), ready: make(chan struct{}),
+		inbox: broker.NewInbox(nil), ready: make(chan struct{}), since: time.Now(),
 		locks: map[uint64]*shareLock{}, nodes: map[int32]*shareNode{}, parts: map[topicPartition]*sharePart{},
 	}
 	if c.lease == 0 {
@@ -203,7 +203,7 @@ func (c *Consumer) unstock(l *shareLock) {
 // wait, if nothing is ready for them, and to keep Prefetch ready beyond. c.mu
 // is held.
 func (c *Consumer) demand() int {
-	if c.closed || c.draining {
+	if c.closed || c.draining || c.unwanted(time.Now()) {
 		return 0
 	}
 	n := c.wanted + c.prefetch
@@ -366,6 +366,14 @@ const (
 	tendMost  = time.Second
 )
 
+// unwanted tells whether the program has stopped receiving: what it has not
+// received goes back, and nothing more is fetched ahead, since each time a
+// record is handed out counts as an attempt. c.mu is held.
+func (c *Consumer) unwanted(now time.Time) bool {
+	idle := now.Sub(c.since)
+	return c.wanted == 0 && (c.prefetch == 0 && idle > unwantedAfter || idle > c.q.lock)
+}
+
 // tend looks after what is held: a lease that has ended gives the record back,
 // a lock that ends before its lease is renewed, and what nobody receives goes
 // back after a while.
@@ -376,8 +384,7 @@ func (c *Consumer) tend() {
 		return
 	}
 	now := time.Now()
-	idle := now.Sub(c.since)
-	unwanted := c.wanted == 0 && (c.prefetch == 0 && idle > unwantedAfter || idle > c.q.lock)
+	unwanted := c.unwanted(now)
 	next := tendMost
 	var out sorting
 	for _, l := range c.locks {

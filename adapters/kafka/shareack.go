@@ -30,6 +30,8 @@ type ackOp struct {
 	err  error
 	done bool
 	sent bool
+	// alone: refused together with others once, so not with a fetch again
+	alone bool
 
 	at    time.Time     // of a renewal: when it was asked for
 	lease time.Duration // of a renewal: for how long
@@ -78,7 +80,7 @@ func (n *shareNode) takeAcks() []*ackOp {
 	if len(n.splits) > 0 {
 		out, n.splits = n.splits[0], n.splits[1:]
 		for _, op := range out {
-			op.sent = true
+			op.sent, op.alone = true, true
 		}
 		return out
 	}
@@ -160,6 +162,12 @@ func (n *shareNode) acknowledge(ctx context.Context, ops []*ackOp) error {
 	}
 	n.c.mu.Lock()
 	defer n.c.mu.Unlock()
+	n.appliedAll(ops, codes)
+	return nil
+}
+
+// appliedAll sets the results by partition. c.mu is held.
+func (n *shareNode) appliedAll(ops []*ackOp, codes map[topicPartition]int16) {
 	byPart := map[*sharePart][]*ackOp{}
 	for _, op := range ops {
 		byPart[op.lock.part] = append(byPart[op.lock.part], op)
@@ -167,7 +175,6 @@ func (n *shareNode) acknowledge(ctx context.Context, ops []*ackOp) error {
 	for part, ops := range byPart {
 		n.applied(ops, kerr.ErrorForCode(codes[part.key]))
 	}
-	return nil
 }
 
 // applied sets the results of one partition. c.mu is held.

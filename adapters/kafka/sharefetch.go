@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/queuestream/broker"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -21,8 +22,24 @@ const (
 	slabOfDeliveries = 16
 )
 
-// buildFetch returns the next fetch, or nil if nothing is wanted. c.mu is held.
-func (n *shareNode) buildFetch() *kmsg.ShareFetchRequest {
+// carries tells whether a fetch may carry ops: those of partitions that the
+// session has and keeps, and no renewals, which exclude fetching. c.mu is held.
+func (n *shareNode) carries(ops []*ackOp) bool {
+	if n.epoch == 0 || len(n.splits) > 0 {
+		return false
+	}
+	for _, op := range ops {
+		part := op.lock.part
+		if op.kind == ackRenew || op.alone || !n.sent[part.key] || part.node != n || n.c.parts[part.key] != part {
+			return false
+		}
+	}
+	return true
+}
+
+// buildFetch returns the next fetch, which carries ops and then does not wait,
+// or nil if nothing is wanted. c.mu is held.
+func (n *shareNode) buildFetch(ops []*ackOp) *kmsg.ShareFetchRequest {
 	demand := n.c.demand()
 	if demand == 0 || n.assigned == 0 {
 		return nil
@@ -44,6 +61,10 @@ func (n *shareNode) buildFetch() *kmsg.ShareFetchRequest {
 			addPartition(req, key)
 		}
 	}
+	if len(ops) > 0 {
+		req.MaxWaitMillis = 0
+		carry(req, ackTopics(ops))
+	}
 	for key := range n.sent {
 		if !wanted[key] {
 			f := kmsg.NewShareFetchRequestForgottenTopicsData()
@@ -54,7 +75,8 @@ func (n *shareNode) buildFetch() *kmsg.ShareFetchRequest {
 	return req
 }
 
-func addPartition(req *kmsg.ShareFetchRequest, key topicPartition) {
+// addPartition names a partition in a fetch.
+func addPartition(req *kmsg.ShareFetchRequest, key topicPartition) *kmsg.ShareFetchRequestTopicPartition {
 	p := kmsg.NewShareFetchRequestTopicPartition()
 	p.Partition, p.PartitionMaxBytes = key.partition, sharePartBytes
 	i := slices.IndexFunc(req.Topics, func(t kmsg.ShareFetchRequestTopic) bool { return t.TopicID == key.topic })
@@ -64,7 +86,23 @@ func addPartition(req *kmsg.ShareFetchRequest, key topicPartition) {
 		i = len(req.Topics)
 		req.Topics = append(req.Topics, t)
 	}
-	req.Topics[i].Partitions = append(req.Topics[i].Partitions, p)
+	t := &req.Topics[i]
+	t.Partitions = append(t.Partitions, p)
+	return &t.Partitions[len(t.Partitions)-1]
+}
+
+// carry adds acknowledgements to a fetch.
+func carry(req *kmsg.ShareFetchRequest, acks []kmsg.ShareAcknowledgeRequestTopic) {
+	for i := range acks {
+		for j := range acks[i].Partitions {
+			from := &acks[i].Partitions[j]
+			to := addPartition(req, topicPartition{acks[i].TopicID, from.Partition})
+			for k := range from.AcknowledgementBatches {
+				to.AcknowledgementBatches = append(to.AcknowledgementBatches,
+					kmsg.ShareFetchRequestTopicPartitionAcknowledgementBatch(from.AcknowledgementBatches[k]))
+			}
+		}
+	}
 }
 
 // wait returns how long the broker may hold a fetch: not long while something
@@ -73,10 +111,12 @@ func (n *shareNode) wait() time.Duration {
 	if n.handed > 0 {
 		return handedWait
 	}
-	// A fetch cannot be called off: the broker would acquire for it all the
-	// same. So it ends with the last Receive that waits, if that can be known.
 	wait := min(idleWait, max(busyWait, time.Since(n.c.busy)/calmDown))
-	wait = min(wait, max(time.Millisecond, time.Until(n.c.deadline)))
+	if n.c.prefetch == 0 {
+		// A fetch cannot be called off: the broker would acquire for it all the
+		// same. So it ends with the last Receive that waits, if that can be known.
+		wait = min(wait, max(time.Millisecond, time.Until(n.c.deadline)))
+	}
 	for _, l := range n.c.locks {
 		if l.node == n {
 			wait = min(wait, n.c.q.lock/4, heldWait)
@@ -86,10 +126,12 @@ func (n *shareNode) wait() time.Duration {
 	return wait
 }
 
-// fetch asks for records and hands on what came.
-func (n *shareNode) fetch(ctx context.Context, req *kmsg.ShareFetchRequest) error {
+// fetch asks for records and hands on what came, after the results of the
+// acknowledgements that it carries.
+func (n *shareNode) fetch(ctx context.Context, req *kmsg.ShareFetchRequest, ops []*ackOp) error {
 	kresp, err := n.request(ctx, req)
 	if err != nil {
+		n.completeAll(ops, broker.UnknownOutcome(err))
 		return err
 	}
 	resp, ok := kresp.(*kmsg.ShareFetchResponse)
@@ -97,6 +139,7 @@ func (n *shareNode) fetch(ctx context.Context, req *kmsg.ShareFetchRequest) erro
 		return fmt.Errorf("answer of type %T to a share fetch", kresp)
 	}
 	if err := n.answered(resp.ErrorCode, resp.ErrorMessage); err != nil {
+		n.completeAll(ops, ackError(err))
 		return err
 	}
 	lease := time.Now().Add(time.Duration(resp.AcquisitionLockTimeoutMillis) * time.Millisecond)
@@ -106,6 +149,9 @@ func (n *shareNode) fetch(ctx context.Context, req *kmsg.ShareFetchRequest) erro
 	var out sorting
 	var errs []error
 	n.c.mu.Lock()
+	if len(ops) > 0 {
+		n.appliedAll(ops, fetchCodes(resp))
+	}
 	for i := range req.Topics {
 		for j := range req.Topics[i].Partitions {
 			n.sent[topicPartition{req.Topics[i].TopicID, req.Topics[i].Partitions[j].Partition}] = true
@@ -130,6 +176,18 @@ func (n *shareNode) fetch(ctx context.Context, req *kmsg.ShareFetchRequest) erro
 		n.c.refuse(nil)
 	}
 	return errors.Join(errs...)
+}
+
+// fetchCodes returns what became of the acknowledgements that a fetch carried.
+func fetchCodes(resp *kmsg.ShareFetchResponse) map[topicPartition]int16 {
+	codes := map[topicPartition]int16{}
+	for i := range resp.Topics {
+		for j := range resp.Topics[i].Partitions {
+			p := &resp.Topics[i].Partitions[j]
+			codes[topicPartition{resp.Topics[i].TopicID, p.Partition}] = p.AcknowledgeErrorCode
+		}
+	}
+	return codes
 }
 
 // takePartition takes what was acquired of a partition. c.mu is held.

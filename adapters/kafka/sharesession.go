@@ -47,8 +47,8 @@ func (n *shareNode) signal() {
 	}
 }
 
-// run works until the consumer is closed: acknowledgements first, then
-// fetches. ctx ends it without waiting for what is under way.
+// run works until the consumer is closed: acknowledgements first, with the next
+// fetch if it can carry them, then fetches. ctx ends it without waiting for what is under way.
 func (n *shareNode) run(ctx context.Context) {
 	for {
 		n.c.mu.Lock()
@@ -59,16 +59,16 @@ func (n *shareNode) run(ctx context.Context) {
 		}
 		ops := n.takeAcks()
 		fetch := (*kmsg.ShareFetchRequest)(nil)
-		if ops == nil {
-			fetch = n.buildFetch()
+		if ops == nil || n.carries(ops) {
+			fetch = n.buildFetch(ops)
 		}
 		n.c.mu.Unlock()
 		var err error
 		switch {
+		case fetch != nil:
+			err = n.fetch(ctx, fetch, ops)
 		case ops != nil:
 			err = n.acknowledge(ctx, ops)
-		case fetch != nil:
-			err = n.fetch(ctx, fetch)
 		default:
 			select {
 			case <-n.wake:
