@@ -12,6 +12,7 @@ type bounds struct {
 	offsets map[int32]Offset // exclusive, of each partition; nil: there are none
 	time    time.Time        // or the first record at or after this
 	all     []int32          // partitions
+	empty   bool             // there was no record in any of them
 }
 
 // resolveUntil fixes the end as of now.
@@ -23,9 +24,10 @@ func (r *processorRun) resolveUntil(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.until = bounds{}
+	r.until = bounds{empty: true}
 	for _, p := range parts {
 		r.until.all = append(r.until.all, p.ID)
+		r.until.empty = r.until.empty && p.First.Compare(p.Next) >= 0
 	}
 	switch r.p.Until.Kind() {
 	case PositionTime:
@@ -84,10 +86,15 @@ func (r *processorRun) kickUntil() {
 // where the window of a partition that reached it is empty, or by the commits
 // of other members. The end itself may hold no record (it was compacted away,
 // or is a transaction's marker), so where no record arrives it looks ahead.
+// That costs as much as receiving, so not before records had time to arrive.
 func (r *processorRun) untilLoop() {
 	arrivals := map[int32]int64{}
-	for r.ctx.Err() == nil {
-		done, err := r.allReached(arrivals)
+	for look := r.until.empty; r.ctx.Err() == nil; look = true {
+		var done bool
+		var err error
+		if look {
+			done, err = r.allReached(arrivals)
+		}
 		switch {
 		case err != nil && r.ctx.Err() == nil && !IsTemporary(err):
 			r.fail(err)
