@@ -274,8 +274,10 @@ func decode(a *amqp.Delivery, d *broker.Delivery) received {
 		Priority: int(a.Priority), CorrelationID: a.CorrelationId, ReplyTo: a.ReplyTo,
 		GroupID: fieldText(a.Headers[headerGroup]),
 	}
-	if ms, err := strconv.ParseInt(a.Expiration, 10, 64); err == nil && ms > 0 {
-		d.TTL = time.Duration(ms) * time.Millisecond
+	if a.Expiration != "" { // parsing nothing makes an error for each message
+		if ms, err := strconv.ParseInt(a.Expiration, 10, 64); err == nil && ms > 0 {
+			d.TTL = time.Duration(ms) * time.Millisecond
+		}
 	}
 	d.Time = a.Timestamp
 	if ms, ok := fieldInt(a.Headers[headerTime]); ok {
