@@ -33,6 +33,9 @@
 //     it lasts, and releases the record when it ends. A consumer that dies
 //     gives its records back as soon as its connection is gone, at the latest
 //     when the lock ends.
+//   - The broker mostly does not wake a fetch that waits for what another
+//     consumer gives back: it is seen within 50 ms while there is work, and
+//     within half a second on a queue that was quiet.
 //   - A delayed message waits in the topic name + ".retry" and is moved, once
 //     due, to the queue's topic: stored there before it is removed, so a crash
 //     in between delivers it twice. This takes a consumer that is open.
