@@ -31,7 +31,7 @@ type Options struct {
 	RefreshCredentials time.Duration
 
 	TLS       *tls.Config   // for amqps://; nil: the system's certificates
-	Heartbeat time.Duration // 0: 10 s; whole seconds. A dead peer is found within 1.5 of it
+	Heartbeat time.Duration // 0: 10 s; whole seconds. A dead peer is found within 1.5 of it, on streams within 2
 	// DialTimeout bounds one attempt to connect, handshake included. 0: 10 s.
 	DialTimeout time.Duration
 	// Dial replaces the TCP dialer.
