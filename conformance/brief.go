@@ -24,7 +24,7 @@ func brief(args []any) []any {
 		case []string:
 			short := make([]string, len(a))
 			for j := range a {
-				short[j] = string(clip(a[j]))
+				short[j] = clip(a[j])
 			}
 			out[i] = short
 		}
