@@ -78,8 +78,8 @@
 //	DedupID           if Dedup  no           yes          no                no
 //	ContentDedup      yes       no           yes          no                no
 //	Delay             any       any          of the queue 49 days           any
-//	TTL               yes       of the queue of the queue yes               of the queue
-//	MaxPriority       255       no           no           31                no
+//	TTL               yes       of the queue of the queue yes               no
+//	MaxPriority       255       no           no           no                no
 //	largest message   any       1 MiB        1 MiB        16 MiB            1 MiB
 //	lease             30 s      30 s to 12 h 30 s to 12 h no                30 s
 //	retention         none      4 days       4 days       none              7 days

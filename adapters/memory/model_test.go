@@ -208,7 +208,7 @@ var modelProfiles = []struct {
 	{Default, "", broker.QueueConfig{MaxPriority: 2, Dedup: true}},
 	{SQSStandard, "", broker.QueueConfig{}},
 	{SQSFIFO, ".fifo", broker.QueueConfig{DedupPerGroup: true, ContentDedup: true}},
-	{RabbitMQQuorum, "", broker.QueueConfig{Ordered: true, MaxPriority: 1}},
+	{RabbitMQQuorum, "", broker.QueueConfig{Ordered: true}},
 	{KafkaTopic, "", broker.QueueConfig{}},
 }
 

@@ -44,7 +44,13 @@ type rules struct {
 }
 
 const (
-	sqsBytes   = 1 << 20
+	// What an adapter promises: the broker's limit (1 MiB, Kafka's 12 more)
+	// without what it adds itself.
+	sqsBytes          = 1<<20 - 47
+	kafkaBytes        = 1<<20 + 12 - 160
+	kafkaQueueBytes   = kafkaBytes - 2048
+	rabbitStreamBytes = 1<<20 - 4096
+
 	dedupTime  = 5 * time.Minute
 	anySetting = 1<<31 - 1
 	// rabbitDelay is what the adapter's ladder of delay queues reaches.
@@ -60,6 +66,7 @@ var anyExchange = broker.ExchangeCapabilities{Unroutable: true, TopicWords: true
 var fullStream = broker.StreamCapabilities{
 	Headers: true, Tombstones: true, Compaction: true, Timestamps: true, SeekTime: true,
 	Transactions: true, Fencing: true, ExactLag: true, GroupReset: true, Growth: true, Offsets: true,
+	Dedup: true, Idempotent: true, // no answer is lost on the way, so nothing is sent again
 }
 
 var profiles = map[Profile]*rules{
@@ -129,19 +136,20 @@ var profiles = map[Profile]*rules{
 	},
 	RabbitMQQuorum: {
 		caps: broker.QueueCapabilities{
-			Groups: true, Delay: true, MaxDelay: rabbitDelay, TTL: true, MaxPriority: 31, Headers: true,
+			Groups: true, Delay: true, MaxDelay: rabbitDelay, TTL: true, Headers: true,
 			MaxBytes: 16 << 20, FIFO: true, NackDelay: true, MaxNackDelay: rabbitDelay, Snooze: true, Attempts: true, Prefetch: true,
 		},
 		settings: broker.QueueConfig{
-			Ordered: true, MaxAttempts: anySetting, DeadLetter: "any", Delay: rabbitDelay,
-			TTL: broker.MaxDuration, MaxPriority: 31, MaxLength: anySetting, MaxBytes: 16 << 20,
+			Ordered: true, MaxAttempts: anySetting, DeadLetter: "any",
+			TTL: broker.MaxDuration, MaxLength: anySetting, MaxBytes: 16 << 20,
 			Shards: anySetting, Temporary: true,
 		},
 		ordered: true,
 		name:    rabbitName,
 		streams: true,
 		stream: broker.StreamCapabilities{
-			Headers: true, Timestamps: true, SeekTime: true, GroupReset: true, MaxBytes: 1 << 20,
+			Headers: true, Timestamps: true, SeekTime: true, GroupReset: true, MaxBytes: rabbitStreamBytes,
+			Dedup: true, Idempotent: true,
 		},
 		exchanges: allKinds,
 		exchange: broker.ExchangeCapabilities{
@@ -151,13 +159,13 @@ var profiles = map[Profile]*rules{
 	},
 	KafkaTopic: {
 		caps: broker.QueueCapabilities{
-			Headers: true, MaxBytes: 1 << 20,
+			Headers: true, MaxBytes: kafkaQueueBytes,
 			Lease: true, NackDelay: true, Snooze: true, Attempts: true, Prefetch: true,
 			Delay: true, Requeue: broker.RequeueFront,
 		},
 		settings: broker.QueueConfig{
-			MaxAttempts: 10, DeadLetter: "any", Lease: time.Minute, TTL: broker.MaxDuration,
-			MaxBytes: 1 << 20, Shards: anySetting, Temporary: true,
+			MaxAttempts: 10, DeadLetter: "any", Lease: time.Minute,
+			MaxBytes: kafkaQueueBytes, Shards: anySetting, Temporary: true,
 		},
 		name:        kafkaName,
 		lease:       30 * time.Second,
@@ -167,7 +175,8 @@ var profiles = map[Profile]*rules{
 		streams:     true,
 		stream: broker.StreamCapabilities{
 			Headers: true, Tombstones: true, Compaction: true, Timestamps: true, SeekTime: true,
-			Transactions: true, Fencing: true, GroupReset: true, Growth: true, Offsets: true, MaxBytes: 1 << 20,
+			Transactions: true, Fencing: true, GroupReset: true, Growth: true, Offsets: true, MaxBytes: kafkaBytes,
+			Idempotent: true,
 		},
 	},
 }

@@ -381,7 +381,12 @@ func TestStreamErrors(t *testing.T) {
 	} {
 		wantErr(t, b.DeclareStream(ctx, "s", cfg), broker.ErrConflict)
 	}
-	_, err = b.Stream(ctx, "s", &broker.StreamOptions{Producer: "p"})
+	named, err := b.Stream(ctx, "s", &broker.StreamOptions{Producer: "p"})
+	check(t, err)
+	check(t, named.Close())
+	asKafka := open(t, &Options{Profile: KafkaTopic})
+	check(t, asKafka.DeclareStream(ctx, "s", broker.StreamConfig{}))
+	_, err = asKafka.Stream(ctx, "s", &broker.StreamOptions{Producer: "p"})
 	wantErr(t, err, broker.ErrUnsupported)
 	_, err = b.Stream(ctx, "s", &broker.StreamOptions{Require: broker.StreamCapabilities{Durable: true}})
 	wantErr(t, err, broker.ErrUnsupported)
