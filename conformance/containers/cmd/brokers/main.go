@@ -1,4 +1,4 @@
-// Brokers starts the real brokers that tests run against.
+// Command brokers starts the real brokers that tests run against.
 //
 //	brokers [-only kafka,rabbitmq] run -- go test ./...
 //	brokers up | down | env | status

@@ -1,0 +1,96 @@
+package broker_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/queuestream/broker"
+	"github.com/queuestream/broker/brokertest"
+)
+
+func TestRequester(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx := t.Context()
+		b := openMemory(t)
+		q, err := broker.DeclareQueue(ctx, b, "rpc", broker.QueueConfig{MaxAttempts: 2})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := &broker.Worker{Queue: q, Logger: quiet, Handler: broker.Respond(b, func(_ context.Context, d *broker.Delivery) (broker.Message, error) {
+			if string(d.Body) == "slow" {
+				spend(10 * time.Second)
+			}
+			return broker.Message{Body: append([]byte("re: "), d.Body...)}, nil
+		})}
+		stop := start(t, w)
+		r := &broker.Requester{Broker: b, Target: q}
+		var wg sync.WaitGroup
+		for i := range 50 {
+			wg.Go(func() {
+				body := fmt.Sprint(i)
+				d, err := r.Do(ctx, broker.Message{Body: []byte(body)})
+				if err != nil || string(d.Body) != "re: "+body || !d.Settled() {
+					t.Errorf("%s: %v, %v", body, d, err)
+				}
+			})
+		}
+		wg.Wait()
+		short, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		if _, err := r.Do(short, broker.Message{Body: []byte("slow"), CorrelationID: "same"}); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("slow: %v", err)
+		}
+		advance(20 * time.Second)
+		if r.Late() != 1 {
+			t.Errorf("%d late replies", r.Late())
+		}
+		pending := make(chan error, 1)
+		go func() {
+			_, err := r.Do(ctx, broker.Message{Body: []byte("slow"), CorrelationID: "same"})
+			pending <- err
+		}()
+		synctest.Wait()
+		if _, err := r.Do(ctx, broker.Message{CorrelationID: "same"}); !errors.Is(err, broker.ErrInvalid) {
+			t.Errorf("a correlation id twice: %v", err)
+		}
+		if _, err := q.Publish(ctx, broker.Message{Body: []byte("no ReplyTo")}); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if err := errors.Join(r.Close(), r.Close()); err != nil {
+			t.Error(err)
+		}
+		if err := <-pending; !errors.Is(err, broker.ErrClosed) {
+			t.Errorf("a call under way at Close: %v", err)
+		}
+		if _, err := r.Do(ctx, broker.Message{}); !errors.Is(err, broker.ErrClosed) {
+			t.Errorf("after Close: %v", err)
+		}
+		advance(time.Minute) // the reply of the slow one finds its queue gone
+		if s := w.Stats(); s.Rejected != 1 || s.Retried != 0 || s.Acked != 52 {
+			t.Errorf("stats %+v", s)
+		}
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+func TestRequesterWithout(t *testing.T) {
+	q := brokertest.NewQueue("q")
+	r := &broker.Requester{Broker: noAdmin{openMemory(t)}, Target: q}
+	if _, err := r.Do(t.Context(), broker.Message{}); !errors.Is(err, broker.ErrUnsupported) {
+		t.Error(err)
+	}
+	if err := (&broker.Requester{}).Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := (&broker.Requester{}).Do(t.Context(), broker.Message{}); !errors.Is(err, broker.ErrInvalid) {
+		t.Error(err)
+	}
+}
