@@ -168,7 +168,7 @@ func (h *hold) read() error {
 // ignoreEnd drops the error of what ended because ctx did.
 func ignoreEnd(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		return nil
+		return nil //nolint:nilerr // as it says
 	}
 	return err
 }

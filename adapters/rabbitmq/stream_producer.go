@@ -26,7 +26,7 @@ type partitionWriter struct {
 	s         *Stream
 	partition string
 	ctx       context.Context // ends with the stream's Close
-	refused   chan error      // the broker does not know the producer any more
+	refused   chan refusal    // the broker does not know the producer any more
 
 	mu      sync.Mutex
 	started bool
@@ -36,6 +36,9 @@ type partitionWriter struct {
 	byID    map[int64]*submission
 	wake    chan struct{}
 }
+
+// A refusal is the broker's answer to a producer, not to a record.
+type refusal struct{ code streamwire.CodeError }
 
 // A submission is a record on its way.
 type submission struct {
@@ -51,7 +54,7 @@ func (s *submission) size() int { return len(s.Message) + streamwire.EntryOverhe
 
 func newPartitionWriter(s *Stream, partition string) *partitionWriter {
 	return &partitionWriter{
-		s: s, partition: partition, ctx: s.ctx, refused: make(chan error, 1),
+		s: s, partition: partition, ctx: s.ctx, refused: make(chan refusal, 1),
 		byID: map[int64]*submission{}, wake: make(chan struct{}, 1),
 	}
 }
@@ -148,8 +151,8 @@ func (w *partitionWriter) session() error {
 		case <-w.wake:
 		case <-p.Done():
 			return classifyStream(p.Err())
-		case err := <-w.refused:
-			return classifyStream(err)
+		case r := <-w.refused:
+			return classifyStream(r.code)
 		case <-w.ctx.Done():
 			return nil
 		}
@@ -189,10 +192,10 @@ func (w *partitionWriter) take() []streamwire.Entry {
 
 // confirm completes submissions; it runs on the connection's reader. An earlier
 // connection's answers count as well: the numbers are the same.
-func (w *partitionWriter) confirm(ids []int64, code streamwire.Code) {
-	if code == streamwire.StreamNotAvailable || code == streamwire.PublisherDoesNotExist {
+func (w *partitionWriter) confirm(ids []int64, code streamwire.CodeError) {
+	if code == streamwire.ErrStreamNotAvailable || code == streamwire.ErrPublisherDoesNotExist {
 		select { // no answer to the records: they go again
-		case w.refused <- code:
+		case w.refused <- refusal{code}:
 		default:
 		}
 		return

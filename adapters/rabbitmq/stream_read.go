@@ -331,7 +331,7 @@ func (s *Stream) stored(ctx context.Context, group string, p int32) (int64, bool
 
 func storedOn(ctx context.Context, c *streamwire.Conn, group, partition string) (int64, bool, error) {
 	n, err := c.QueryOffset(ctx, group, partition)
-	if errors.Is(err, streamwire.NoOffset) {
+	if errors.Is(err, streamwire.ErrNoOffset) {
 		return 0, false, nil
 	}
 	return n + 1, err == nil, err

@@ -374,17 +374,17 @@ func classifyStream(err error) error {
 		}
 	}
 	sentinel := broker.ErrUnavailable
-	if code, ok := errors.AsType[streamwire.Code](err); ok && !errors.Is(err, streamwire.ErrClosed) {
+	if code, ok := errors.AsType[streamwire.CodeError](err); ok && !errors.Is(err, streamwire.ErrClosed) {
 		switch code {
-		case streamwire.StreamDoesNotExist, streamwire.VirtualHostAccess, streamwire.NoOffset:
+		case streamwire.ErrStreamDoesNotExist, streamwire.ErrVirtualHostAccess, streamwire.ErrNoOffset:
 			sentinel = broker.ErrNotFound
-		case streamwire.AuthenticationFailure, streamwire.AuthenticationLoopback, streamwire.AccessRefused, streamwire.SASLError:
+		case streamwire.ErrAuthenticationFailure, streamwire.ErrAuthenticationLoopback, streamwire.ErrAccessRefused, streamwire.ErrSASL:
 			sentinel = broker.ErrUnauthorized
-		case streamwire.StreamAlreadyExists, streamwire.PreconditionFailed:
+		case streamwire.ErrStreamAlreadyExists, streamwire.ErrPreconditionFailed:
 			sentinel = broker.ErrConflict
-		case streamwire.FrameTooLarge:
+		case streamwire.ErrFrameTooLarge:
 			sentinel = broker.ErrTooLarge
-		case streamwire.MechanismNotSupported:
+		case streamwire.ErrMechanismNotSupported:
 			sentinel = broker.ErrUnsupported
 		}
 	}

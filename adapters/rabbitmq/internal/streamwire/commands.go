@@ -9,7 +9,7 @@ type Placement struct {
 }
 
 // Locate asks for a stream's nodes. A stream without a leader at the moment is
-// StreamNotAvailable.
+// ErrStreamNotAvailable.
 func (k *Conn) Locate(ctx context.Context, stream string) (Placement, error) {
 	r, err := k.ask(ctx, keyMetadata, func(f frame) frame { return f.strs([]string{stream}) })
 	if err != nil {
@@ -21,10 +21,10 @@ func (k *Conn) Locate(ctx context.Context, stream string) (Placement, error) {
 		nodes[ref] = joinPort(host, r.u32())
 	}
 	var p Placement
-	code := StreamDoesNotExist
+	code := ErrStreamDoesNotExist
 	for range r.count(10) {
 		name := r.str()
-		c := Code(r.u16())
+		c := CodeError(r.u16())
 		leader := nodes[r.u16()]
 		var replicas []string
 		for range r.count(2) {
@@ -42,7 +42,7 @@ func (k *Conn) Locate(ctx context.Context, stream string) (Placement, error) {
 	case code != OK:
 		return p, code
 	case p.Leader == "":
-		return p, StreamNotAvailable
+		return p, ErrStreamNotAvailable
 	}
 	return p, nil
 }
@@ -79,7 +79,7 @@ func (k *Conn) StoreOffset(group, stream string, offset int64) error {
 	return k.send(newFrame(keyStoreOffset, 16+len(group)+len(stream)).str(group).str(stream).i64(offset))
 }
 
-// QueryOffset returns a group's stored offset, or NoOffset.
+// QueryOffset returns a group's stored offset, or ErrNoOffset.
 func (k *Conn) QueryOffset(ctx context.Context, group, stream string) (int64, error) {
 	r, err := k.call(ctx, keyQueryOffset, func(f frame) frame { return f.str(group).str(stream) })
 	if err != nil {

@@ -177,7 +177,7 @@ func (k *Conn) fail(err error) {
 
 func (k *Conn) send(f frame) error {
 	if limit := k.frameMax.Load(); int64(len(f)-4) > limit {
-		return fmt.Errorf("%w: %d bytes, at most %d", FrameTooLarge, len(f)-4, limit)
+		return fmt.Errorf("%w: %d bytes, at most %d", ErrFrameTooLarge, len(f)-4, limit)
 	}
 	k.write.Lock()
 	defer k.write.Unlock()
@@ -195,7 +195,7 @@ func (k *Conn) call(ctx context.Context, key uint16, body func(frame) frame) (*r
 	if err != nil {
 		return nil, err
 	}
-	if code := Code(r.u16()); code != OK {
+	if code := CodeError(r.u16()); code != OK {
 		if err := r.err(); err != nil {
 			return nil, err
 		}
@@ -326,13 +326,13 @@ func (k *Conn) handle(r *reader) error {
 		}
 		return r.err()
 	case keyMetadataUpdate:
-		code := Code(r.u16())
+		code := CodeError(r.u16())
 		k.gone(r.str(), code)
 		return r.err()
 	case keyConsumerUpdate:
 		return k.update(r)
 	case keyClose:
-		id, code, reason := r.u32(), Code(r.u16()), r.str()
+		id, code, reason := r.u32(), CodeError(r.u16()), r.str()
 		_ = k.send(newFrame(keyClose|response, 8).u32(id).u16(uint16(OK))) // it is over either way
 		return fmt.Errorf("closed by the broker: %s: %w", reason, code)
 	}
@@ -354,7 +354,7 @@ func (k *Conn) handle(r *reader) error {
 }
 
 // gone ends what is open on a stream that was deleted or has moved.
-func (k *Conn) gone(stream string, code Code) {
+func (k *Conn) gone(stream string, code CodeError) {
 	k.mu.Lock()
 	var pubs []*Publisher
 	var subs []*Subscription

@@ -165,7 +165,7 @@ func TestHandshakeSilent(t *testing.T) {
 }
 
 func TestHandshakeRefused(t *testing.T) {
-	for at, code := range map[uint16]Code{keySASLAuthenticate: AuthenticationFailure, keyOpen: VirtualHostAccess} {
+	for at, code := range map[uint16]CodeError{keySASLAuthenticate: ErrAuthenticationFailure, keyOpen: ErrVirtualHostAccess} {
 		_, err := dial(t, func(_ *server, key uint16, id uint32, _ *reader) []frame {
 			if key == at {
 				return []frame{newFrame(key|response, 8).u32(id).u16(uint16(code))}
@@ -208,7 +208,7 @@ func TestCutEndsEverything(t *testing.T) {
 		}
 		return nil
 	})
-	p, last, err := k.DeclarePublisher(t.Context(), "name", "s", func([]int64, Code) {})
+	p, last, err := k.DeclarePublisher(t.Context(), "name", "s", func([]int64, CodeError) {})
 	if err != nil || last != 41 {
 		t.Fatal(last, err)
 	}
@@ -285,7 +285,7 @@ func TestDeliver(t *testing.T) {
 func TestStreamGone(t *testing.T) {
 	k := open(t, func(_ *server, key uint16, id uint32, _ *reader) []frame {
 		if key == keyStats {
-			return []frame{newFrame(keyMetadataUpdate, 8).u16(uint16(StreamNotAvailable)).str("a"), ok(key, id).u32(0)}
+			return []frame{newFrame(keyMetadataUpdate, 8).u16(uint16(ErrStreamNotAvailable)).str("a"), ok(key, id).u32(0)}
 		}
 		return nil
 	})
@@ -300,7 +300,7 @@ func TestStreamGone(t *testing.T) {
 	if _, err := k.Stats(t.Context(), "a"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := a.Next(t.Context()); !errors.Is(err, StreamNotAvailable) {
+	if _, err := a.Next(t.Context()); !errors.Is(err, ErrStreamNotAvailable) {
 		t.Error(err)
 	}
 	select {
@@ -351,7 +351,7 @@ func TestCallEndsWithContext(t *testing.T) {
 	if _, err := k.Stats(t.Context(), "s"); err != nil {
 		t.Fatal(err)
 	}
-	if err := k.send(newFrame(keyStoreOffset, 0).bytes(make([]byte, 2<<20))); !errors.Is(err, FrameTooLarge) {
+	if err := k.send(newFrame(keyStoreOffset, 0).bytes(make([]byte, 2<<20))); !errors.Is(err, ErrFrameTooLarge) {
 		t.Fatal(err)
 	}
 }

@@ -5,49 +5,48 @@ import (
 	"fmt"
 )
 
-// A Code is the broker's answer to a request. It is an error unless OK.
-type Code uint16
+// A CodeError is the broker's answer to a request. It is an error unless OK.
+type CodeError uint16
 
 // The protocol's response codes that a caller may tell apart.
 const (
-	OK                     Code = 1
-	StreamDoesNotExist     Code = 2
-	StreamAlreadyExists    Code = 5
-	StreamNotAvailable     Code = 6
-	MechanismNotSupported  Code = 7
-	AuthenticationFailure  Code = 8
-	SASLError              Code = 9
-	AuthenticationLoopback Code = 11
-	VirtualHostAccess      Code = 12
-	FrameTooLarge          Code = 14
-	AccessRefused          Code = 16
-	PreconditionFailed     Code = 17
-	PublisherDoesNotExist  Code = 18
-	NoOffset               Code = 19
-	unknownCode                 = "unknown response code"
+	OK                        CodeError = 1
+	ErrStreamDoesNotExist     CodeError = 2
+	ErrStreamAlreadyExists    CodeError = 5
+	ErrStreamNotAvailable     CodeError = 6
+	ErrMechanismNotSupported  CodeError = 7
+	ErrAuthenticationFailure  CodeError = 8
+	ErrSASL                   CodeError = 9
+	ErrAuthenticationLoopback CodeError = 11
+	ErrVirtualHostAccess      CodeError = 12
+	ErrFrameTooLarge          CodeError = 14
+	ErrAccessRefused          CodeError = 16
+	ErrPreconditionFailed     CodeError = 17
+	ErrPublisherDoesNotExist  CodeError = 18
+	ErrNoOffset               CodeError = 19
 )
 
-var codeNames = map[Code]string{
-	OK: "ok", StreamDoesNotExist: "stream does not exist", 3: "subscription id already exists",
-	4: "subscription id does not exist", StreamAlreadyExists: "stream already exists", StreamNotAvailable: "stream not available",
-	MechanismNotSupported: "SASL mechanism not supported", AuthenticationFailure: "authentication failure", SASLError: "SASL error",
-	10: "SASL challenge", AuthenticationLoopback: "authentication failure, loopback only", VirtualHostAccess: "virtual host access failure",
-	13: "unknown frame", FrameTooLarge: "frame too large", 15: "internal error", AccessRefused: "access refused",
-	PreconditionFailed: "precondition failed", PublisherDoesNotExist: "publisher does not exist", NoOffset: "no offset",
+var codeNames = map[CodeError]string{
+	OK: "ok", ErrStreamDoesNotExist: "stream does not exist", 3: "subscription id already exists",
+	4: "subscription id does not exist", ErrStreamAlreadyExists: "stream already exists", ErrStreamNotAvailable: "stream not available",
+	ErrMechanismNotSupported: "SASL mechanism not supported", ErrAuthenticationFailure: "authentication failure", ErrSASL: "SASL error",
+	10: "SASL challenge", ErrAuthenticationLoopback: "authentication failure, loopback only", ErrVirtualHostAccess: "virtual host access failure",
+	13: "unknown frame", ErrFrameTooLarge: "frame too large", 15: "internal error", ErrAccessRefused: "access refused",
+	ErrPreconditionFailed: "precondition failed", ErrPublisherDoesNotExist: "publisher does not exist", ErrNoOffset: "no offset",
 }
 
 // Error implements error.
-func (c Code) Error() string {
+func (c CodeError) Error() string {
 	if s, ok := codeNames[c]; ok {
 		return fmt.Sprintf("%s (%d)", s, uint16(c))
 	}
-	return fmt.Sprintf("%s (%d)", unknownCode, uint16(c))
+	return fmt.Sprintf("unknown response code (%d)", uint16(c))
 }
 
 var (
-	// ErrClosed: the connection is gone; what was asked on it may have happened.
+	// ErrClosed says that the connection is gone; what was asked on it may have happened.
 	ErrClosed = errors.New("the stream connection is closed")
-	// ErrFull: the connection has as many publishers or subscriptions as it can.
+	// ErrFull says that the connection has as many publishers or subscriptions as it can.
 	ErrFull = errors.New("the stream connection is full")
 
 	errMalformed = errors.New("malformed frame")

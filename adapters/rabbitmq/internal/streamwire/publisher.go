@@ -7,7 +7,7 @@ type Publisher struct {
 	k       *Conn
 	id      uint8
 	stream  string
-	confirm func(ids []int64, code Code)
+	confirm func(ids []int64, code CodeError)
 	done    chan struct{}
 	err     error // set before done is closed
 }
@@ -29,7 +29,7 @@ const (
 // recognises numbers by, and returns the last number that it has stored (0:
 // none). confirm is called on the connection's reader with what was stored
 // (OK) or refused; it must not block, nor keep ids.
-func (k *Conn) DeclarePublisher(ctx context.Context, name, stream string, confirm func(ids []int64, code Code)) (*Publisher, int64, error) {
+func (k *Conn) DeclarePublisher(ctx context.Context, name, stream string, confirm func(ids []int64, code CodeError)) (*Publisher, int64, error) {
 	p := &Publisher{k: k, stream: stream, confirm: confirm, done: make(chan struct{})}
 	k.mu.Lock()
 	if k.err != nil {
@@ -112,7 +112,7 @@ func (k *Conn) confirmed(r *reader) error {
 func (k *Conn) refused(r *reader) error {
 	p := k.publisher(r.u8())
 	for range r.count(10) {
-		id, code := r.i64(), Code(r.u16())
+		id, code := r.i64(), CodeError(r.u16())
 		if p != nil && !r.bad {
 			p.confirm([]int64{id}, code)
 		}
