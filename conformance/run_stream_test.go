@@ -11,7 +11,7 @@ import (
 func TestMemoryStream(t *testing.T) {
 	for _, p := range []memory.Profile{memory.Default, memory.KafkaTopic} {
 		t.Run(string(p), func(t *testing.T) {
-			report := Run(t, memoryHarness("memory "+string(p), memory.Options{Profile: p}, Stream))
+			report := Run(t, inMillions(memoryHarness("memory "+string(p), memory.Options{Profile: p}, Stream), p))
 			// What memory cannot show; anything else must have been run.
 			for i := range report.Results {
 				r := &report.Results[i]
