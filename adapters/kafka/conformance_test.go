@@ -3,6 +3,7 @@ package kafka_test
 import (
 	"context"
 	"net"
+	"os"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -38,8 +39,9 @@ var suites = []suite{
 // noLeaks counts goroutines, so it runs apart from everything else.
 const noLeaks = 78
 
-// TestConformance runs the suite on the real broker and on the fake one, which
-// runs the quick cases with -short, and without faults in any case.
+// TestConformance runs the suite on the real broker and on the fake one. The
+// fake runs all of it, without faults of the broker, where the environment
+// names no real one and without -short; else the quick cases.
 func TestConformance(t *testing.T) {
 	for _, s := range suites {
 		t.Run("real/"+s.name, func(t *testing.T) {
@@ -54,7 +56,7 @@ func TestConformance(t *testing.T) {
 		t.Run("fake/"+s.name, func(t *testing.T) {
 			t.Parallel()
 			h := s.fakeHarness(t)
-			if testing.Short() {
+			if testing.Short() || os.Getenv("BROKER_TEST_KAFKA") != "" {
 				h.Only = ids(s.quick...)
 				h.Messages = 50
 			}
