@@ -395,8 +395,9 @@ func (c *consumer) fetch(s *session, in <-chan amqp.Delivery) {
 	}
 }
 
-// idleAfter is how long a consumer that neither receives nor holds a delivery
-// keeps what it has prefetched from others.
+// idleAfter is how long a consumer that neither receives nor has any delivery,
+// in the program's hands or prefetched, stays subscribed. With prefetched ones it
+// stays: to give them back would cost each an attempt.
 const idleAfter = 200 * time.Millisecond
 
 // relaxTime bounds how long a Receive that ends with its context waits for the

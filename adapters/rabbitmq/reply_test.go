@@ -60,7 +60,8 @@ func TestDirectReplies(t *testing.T) {
 		_, err := r.Do(ctx, broker.Message{Body: []byte("lost")})
 		cut <- err
 	}()
-	request := receive(t, testConsumer(t, q, nil))
+	first := testConsumer(t, q, nil)
+	request := receive(t, first)
 	p.cut()
 	if err := <-cut; !errors.Is(err, broker.ErrNotFound) || ctx.Err() != nil {
 		t.Fatalf("a call whose connection broke: %v", err)
@@ -69,6 +70,11 @@ func TestDirectReplies(t *testing.T) {
 		t.Errorf("a caller that is gone: %v", err)
 	}
 	ack(t, request)
+	// It would share the requests and never answer: a consumer keeps what it
+	// has prefetched (see the package's documentation).
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
 	serve(t, direct, q)
 	var calls sync.WaitGroup
 	for i := range 20 {
