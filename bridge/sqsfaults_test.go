@@ -257,9 +257,9 @@ func TestSQSDownThenUp(t *testing.T) {
 		}
 	}
 	for name, down := range map[string]func(*http.Request) (*http.Response, error){
-		"credentials expired": fail(http.StatusForbidden, "ExpiredToken"),
-		"access denied":       fail(http.StatusForbidden, "AccessDenied"),
-		"queue deleted":       fail(http.StatusBadRequest, "QueueDoesNotExist"),
+		"credentials expired": fail(http.StatusForbidden, "ExpiredToken"),       //nolint:bodyclose // the SQS client closes it
+		"access denied":       fail(http.StatusForbidden, "AccessDenied"),       //nolint:bodyclose // the SQS client closes it
+		"queue deleted":       fail(http.StatusBadRequest, "QueueDoesNotExist"), //nolint:bodyclose // the SQS client closes it
 		"throttled":           fail(http.StatusBadRequest, "RequestThrottled"),
 		"5xx":                 fail(http.StatusServiceUnavailable, "ServiceUnavailable"),
 		"connections refused": func(*http.Request) (*http.Response, error) { return nil, errors.New("connection refused") },
