@@ -48,7 +48,7 @@ func TestWorkerRetriesThenDeadLetters(t *testing.T) {
 			t.Fatalf("%d panics observed", len(panics))
 		}
 		p, ok := errors.AsType[*broker.PanicError](panics[0].Err)
-		if !ok || !errors.Is(p, errBoom) || !strings.Contains(string(p.Stack), "worker_test") {
+		if !ok || !errors.Is(p, errBoom) || !strings.Contains(string(p.Stack), "TestWorkerRetriesThenDeadLetters") {
 			t.Errorf("panic %v, stack %s", p, p.Stack)
 		}
 		if s := w.Stats(); s.Panics != 4 || s.Retried != 3 || s.Rejected != 1 {
