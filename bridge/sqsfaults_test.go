@@ -251,24 +251,21 @@ func TestSQSEntryCodes(t *testing.T) {
 // What stops all sending for longer than the dedup window: nothing is parked,
 // nothing is lost, and the route resumes by itself.
 func TestSQSDownThenUp(t *testing.T) {
-	fail := func(status int, code string) func(*http.Request) (*http.Response, error) {
-		return func(req *http.Request) (*http.Response, error) {
-			return answer(req, status, `{"__type":"com.amazonaws.sqs#`+code+`","message":"injected"}`), nil
-		}
-	}
-	for name, down := range map[string]func(*http.Request) (*http.Response, error){
-		"credentials expired": fail(http.StatusForbidden, "ExpiredToken"),       //nolint:bodyclose // the SQS client closes it
-		"access denied":       fail(http.StatusForbidden, "AccessDenied"),       //nolint:bodyclose // the SQS client closes it
-		"queue deleted":       fail(http.StatusBadRequest, "QueueDoesNotExist"), //nolint:bodyclose // the SQS client closes it
-		"throttled":           fail(http.StatusBadRequest, "RequestThrottled"),
-		"5xx":                 fail(http.StatusServiceUnavailable, "ServiceUnavailable"),
-		"connections refused": func(*http.Request) (*http.Response, error) { return nil, errors.New("connection refused") },
-		"hangs": func(req *http.Request) (*http.Response, error) {
-			<-req.Context().Done()
-			return nil, req.Context().Err()
-		},
+	for _, down := range []struct {
+		name   string
+		status int // with code; 0: no answer
+		code   string
+		err    error // without an answer; nil: it never comes
+	}{
+		{name: "credentials expired", status: http.StatusForbidden, code: "ExpiredToken"},
+		{name: "access denied", status: http.StatusForbidden, code: "AccessDenied"},
+		{name: "queue deleted", status: http.StatusBadRequest, code: "QueueDoesNotExist"},
+		{name: "throttled", status: http.StatusBadRequest, code: "RequestThrottled"},
+		{name: "5xx", status: http.StatusServiceUnavailable, code: "ServiceUnavailable"},
+		{name: "connections refused", err: errors.New("connection refused")},
+		{name: "hangs"},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(down.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t, 2)
 				const n, downFor = 100, 6 * time.Minute
@@ -283,8 +280,14 @@ func TestSQSDownThenUp(t *testing.T) {
 					if !isDown {
 						return nil, nil, nil
 					}
-					res, err := down(req)
-					return res, nil, err
+					switch {
+					case down.status > 0:
+						return answer(req, down.status, `{"__type":"com.amazonaws.sqs#`+down.code+`","message":"injected"}`), nil, nil
+					case down.err != nil:
+						return nil, nil, down.err
+					}
+					<-req.Context().Done()
+					return nil, nil, req.Context().Err()
 				}}
 				rt := w.route(func(rt *Route) { rt.RetryMax = 5 * time.Second })
 				rt.Target = w.toSQS(f)
