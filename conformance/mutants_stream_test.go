@@ -312,7 +312,7 @@ var streamMutants = []struct {
 		}
 		return s.(*memory.Stream), nil
 	}}},
-	{"an option that is not claimed is ignored", "UnsupportedRefused", streamMutation{options: func(o *broker.StreamOptions) { o.Producer = "" }}},
+	{"an option that is not claimed is ignored", "UnsupportedRefused", streamMutation{profile: memory.KafkaTopic, options: func(o *broker.StreamOptions) { o.Producer = "" }}},
 }
 
 // eachOnce does to every record of a batch what one does.
