@@ -77,9 +77,11 @@ type batchCall[T, R any] struct {
 	state  uint8 // guarded by mu
 	key    *batchKey[T, R]
 	epoch  *epoch
-	done   chan struct{}  // Do: gets a token
-	all    *batchAll      // DoAll
-	notify func(R, error) // Go
+	done   chan struct{}               // Do: gets a token
+	all    *batchAll                   // DoAll
+	notify func(R, error)              // Go
+	each   func(i int, r R, err error) // GoAll, with index
+	index  int
 }
 
 // A batchAll is one DoAll; left is guarded by mu.
@@ -209,8 +211,7 @@ func (b *Batcher[T, R]) GoAll(ctx context.Context, items []T, done func(i int, r
 	slab := make([]batchCall[T, R], len(items))
 	calls := make([]*batchCall[T, R], len(items))
 	for i := range items {
-		slab[i].item = items[i]
-		slab[i].notify = func(r R, err error) { done(i, r, err) }
+		slab[i].item, slab[i].each, slab[i].index = items[i], done, i
 		calls[i] = &slab[i]
 	}
 	return b.enqueue(ctx, calls...)
@@ -500,8 +501,11 @@ func (b *Batcher[T, R]) run(batch []*batchCall[T, R]) {
 
 func notify[T, R any](calls []*batchCall[T, R]) {
 	for _, c := range calls {
-		if c.notify != nil {
+		switch {
+		case c.notify != nil:
 			c.notify(c.result.Value, c.result.Err)
+		case c.each != nil:
+			c.each(c.index, c.result.Value, c.result.Err)
 		}
 	}
 }

@@ -18,7 +18,7 @@ import (
 // arrive is how a message comes out of SQS that went in as w.
 func arrive(w wire) *types.Message {
 	id := "sqs-id"
-	return &types.Message{MessageId: &id, Body: &w.body, MessageAttributes: w.attrs, Attributes: map[string]string{
+	return &types.Message{MessageId: &id, Body: &w.body, MessageAttributes: attributes(&w), Attributes: map[string]string{
 		"MessageGroupId": w.group, "MessageDeduplicationId": w.dedup, "ApproximateReceiveCount": "3", "SentTimestamp": "1700000000000",
 	}}
 }
@@ -30,10 +30,12 @@ func checkWire(t interface{ Fatalf(string, ...any) }, w wire) {
 	if len(w.attrs) > maxAttributes {
 		t.Fatalf("%d attributes", len(w.attrs))
 	}
-	for name, v := range w.attrs {
-		if name == "" || len(name) > 256 || v.StringValue != nil && !isText(*v.StringValue) || v.StringValue == nil && len(v.BinaryValue) == 0 {
-			t.Fatalf("attribute %q: %v", name, v)
+	names := map[string]bool{}
+	for _, a := range w.attrs {
+		if a.name == "" || len(a.name) > 256 || !a.binary && !isText(a.value) || a.value == "" || names[a.name] {
+			t.Fatalf("attribute %q: %q", a.name, a.value)
 		}
+		names[a.name] = true
 	}
 	for _, id := range []string{w.group, w.dedup} {
 		if id != "" && !isToken(id) {

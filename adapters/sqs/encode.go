@@ -9,9 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/service/sqs/types"
-
 	"github.com/queuestream/broker"
 )
 
@@ -58,11 +55,17 @@ type meta struct {
 // A wire is a message as SQS and SNS carry it.
 type wire struct {
 	body  string
-	attrs map[string]types.MessageAttributeValue
+	attrs []attribute // of different names
 	group string
 	dedup string
 	delay int32 // seconds; 0: the queue's own
 	size  int   // bytes as AWS counts them: body, and each attribute's name, type and value
+}
+
+// An attribute is a message attribute of type String, or Binary.
+type attribute struct {
+	name, value string
+	binary      bool
 }
 
 // A codec encodes for one queue or topic.
@@ -115,6 +118,7 @@ func (c *codec) encode(m *broker.Message, x extra) (wire, error) {
 			return w, err
 		}
 	} else {
+		w.attrs = make([]attribute, 0, 1+len(m.Headers))
 		w.set(attrID, safe(m.ID))
 		if encoding != "" {
 			w.set(attrEncoding, encoding)
@@ -130,8 +134,9 @@ func (c *codec) encode(m *broker.Message, x extra) (wire, error) {
 		return w, err
 	}
 	w.size = len(w.body)
-	for name, v := range w.attrs {
-		w.size += len(name) + len(*v.DataType) + len(aws.ToString(v.StringValue)) + len(v.BinaryValue)
+	for i := range w.attrs {
+		a := &w.attrs[i]
+		w.size += len(a.name) + len(*a.dataType()) + len(a.value)
 	}
 	return w, nil
 }
@@ -248,22 +253,18 @@ func notNative(hs broker.Headers) error {
 }
 
 func (w *wire) set(name, value string) {
-	w.put(name, types.MessageAttributeValue{DataType: &dataTypeString, StringValue: &value})
+	w.attrs = append(w.attrs, attribute{name: name, value: value})
 }
 
 func (w *wire) setHeader(h broker.Header) {
-	if isText(h.Value) {
-		w.set(h.Key, h.Value)
-		return
-	}
-	w.put(h.Key, types.MessageAttributeValue{DataType: &dataTypeBinary, BinaryValue: []byte(h.Value)})
+	w.attrs = append(w.attrs, attribute{name: h.Key, value: h.Value, binary: !isText(h.Value)})
 }
 
-func (w *wire) put(name string, v types.MessageAttributeValue) {
-	if w.attrs == nil {
-		w.attrs = make(map[string]types.MessageAttributeValue, 4)
+func (a *attribute) dataType() *string {
+	if a.binary {
+		return &dataTypeBinary
 	}
-	w.attrs[name] = v
+	return &dataTypeString
 }
 
 var (

@@ -40,8 +40,7 @@ func (f *failure) cause() error {
 
 // codes are the error codes of SQS, SNS, STS and AWS's common ones, by
 // https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/CommonErrors.html
-// and the operations' pages. An entry's SenderFault is not asked: throttling
-// arrives with true as well.
+// and the operations' pages.
 var codes = map[string]failure{
 	"QueueDoesNotExist":                       {kind: broker.ErrNotFound},
 	"AWS.SimpleQueueService.NonExistentQueue": {kind: broker.ErrNotFound},
@@ -177,11 +176,16 @@ func plainCode(code string) string {
 	return code
 }
 
-// judgeEntry says what a failed entry of a batch means.
-func judgeEntry(code, message *string) *failure {
+// judgeEntry says what a failed entry of a batch means. Whose fault it is
+// decides where the code is unknown: throttling may come as the sender's.
+func judgeEntry(code, message *string, senderFault bool) *failure {
 	f, ok := codes[plainCode(aws.ToString(code))]
-	if !ok {
+	switch {
+	case ok:
+	case senderFault:
 		f = failure{kind: broker.ErrInvalid}
+	default:
+		f = failure{kind: broker.ErrUnavailable, retry: true, maybe: true}
 	}
 	f.err = &smithy.GenericAPIError{Code: aws.ToString(code), Message: aws.ToString(message)}
 	return &f

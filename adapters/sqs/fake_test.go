@@ -147,7 +147,7 @@ func fakeError(status int, code string) *http.Response {
 }
 
 // failEntries turns an answer's successful entries with these ids into failed ones.
-func failEntries(answer any, code string, ids ...string) *http.Response {
+func failEntries(answer any, code string, senderFault bool, ids ...string) *http.Response {
 	out := answer.(map[string]any)
 	var ok, failed []any
 	for _, e := range out["Successful"].([]any) {
@@ -157,7 +157,7 @@ func failEntries(answer any, code string, ids ...string) *http.Response {
 			bad = bad || id == want
 		}
 		if bad {
-			failed = append(failed, map[string]any{"Id": id, "Code": code, "SenderFault": true, "Message": code})
+			failed = append(failed, map[string]any{"Id": id, "Code": code, "SenderFault": senderFault, "Message": code})
 		} else {
 			ok = append(ok, e)
 		}

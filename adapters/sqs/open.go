@@ -16,6 +16,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 
 	"github.com/queuestream/broker"
+	"github.com/queuestream/broker/internal/awsclient"
 )
 
 // Open returns a Broker over SQS and SNS. It reads the AWS configuration and
@@ -48,6 +49,7 @@ func Open(ctx context.Context, opts *Options) (*Broker, error) {
 	b.sqs = awssqs.NewFromConfig(cfg, func(s *awssqs.Options) {
 		s.Retryer = aws.NopRetryer{}
 		s.BaseEndpoint = optional(o.Endpoint)
+		s.Protocol = sendProtocol{s.Protocol}
 	})
 	b.sns = sns.NewFromConfig(cfg, func(s *sns.Options) {
 		s.Retryer = aws.NopRetryer{}
@@ -106,7 +108,7 @@ func loadConfig(ctx context.Context, o Options) (aws.Config, error) {
 // chain configured (AWS_CA_BUNDLE). It returns what closes idle connections.
 func setClient(cfg *aws.Config, o Options) func() {
 	next, idle := httpClient(cfg, o)
-	cfg.HTTPClient = client{next}
+	cfg.HTTPClient = awsclient.Buffered(next)
 	return idle
 }
 

@@ -138,7 +138,7 @@ func (b *Broker) handBack(ctx context.Context, t *target, ms []types.Message) {
 		if failed = len(out.Failed); failed == 0 {
 			return
 		}
-		err = judgeEntry(out.Failed[0].Code, out.Failed[0].Message)
+		err = judgeEntry(out.Failed[0].Code, out.Failed[0].Message, out.Failed[0].SenderFault)
 	}
 	b.log.DebugContext(ctx, "sqs: giving back what came after Close failed; it returns when its lease ends",
 		"queue", t.name, "messages", failed, "first", aws.ToString(ms[0].MessageId), "error", err)

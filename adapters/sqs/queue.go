@@ -5,10 +5,6 @@ import (
 	"errors"
 	"sync"
 
-	"github.com/aws/aws-sdk-go-v2/aws"
-	awssqs "github.com/aws/aws-sdk-go-v2/service/sqs"
-	"github.com/aws/aws-sdk-go-v2/service/sqs/types"
-
 	"github.com/queuestream/broker"
 )
 
@@ -207,52 +203,6 @@ func (q *Queue) prepare(m *broker.Message, x extra) (wire, error) {
 		return w, &broker.SizeError{Size: w.size, Limit: q.t.maxBytes}
 	}
 	return w, nil
-}
-
-// queueSender returns a sender to a queue.
-func (b *Broker) queueSender(t *target) *sender {
-	return newSender(b, maxBatch, t.fifo, func(ctx context.Context, items []outgoing, results []sent) error {
-		entries := make([]types.SendMessageBatchRequestEntry, len(items))
-		for i := range items {
-			w := &items[i].wire
-			entries[i] = types.SendMessageBatchRequestEntry{
-				Id:                     &batchIDs[i],
-				MessageBody:            &w.body,
-				MessageAttributes:      w.attrs,
-				MessageGroupId:         optional(w.group),
-				MessageDeduplicationId: optional(w.dedup),
-				DelaySeconds:           w.delay,
-			}
-		}
-		out, err := b.sqs.SendMessageBatch(ctx, &awssqs.SendMessageBatchInput{QueueUrl: &t.url, Entries: entries})
-		if err != nil {
-			return err
-		}
-		for i := range results {
-			results[i].Err = unanswered
-		}
-		for i := range out.Successful {
-			e := &out.Successful[i]
-			if j := batchIndex(e.Id, len(items)); j >= 0 {
-				results[j] = sent{Value: aws.ToString(e.MessageId)}
-				if e.SequenceNumber != nil {
-					results[j].Value = *e.SequenceNumber
-				}
-			}
-		}
-		for i := range out.Failed {
-			e := &out.Failed[i]
-			if j := batchIndex(e.Id, len(items)); j >= 0 {
-				results[j].Err = judgeEntry(e.Code, e.Message)
-			}
-		}
-		return nil
-	})
-}
-
-// unanswered is the failure of an entry that an answer leaves out.
-var unanswered = &failure{
-	kind: broker.ErrUnavailable, err: errors.New("the answer leaves the entry out"), retry: true, maybe: true,
 }
 
 // Consumer opens a consumer. It polls from its first Receive on.

@@ -112,7 +112,7 @@ func TestFinalFailuresNameTheEntryAlone(t *testing.T) {
 		q := openQueue(t, openFake(t, f), "q", nil)
 		f.fault = func(op string, _ map[string]any, answer any) (*http.Response, error) {
 			if op == "SendMessageBatch" && answer != nil {
-				return failEntries(answer, "InvalidMessageContents", "1", "4"), nil
+				return failEntries(answer, "InvalidMessageContents", true, "1", "4"), nil
 			}
 			return nil, nil
 		}
@@ -127,6 +127,39 @@ func TestFinalFailuresNameTheEntryAlone(t *testing.T) {
 			}
 		}
 	})
+}
+
+// An entry whose code is known is judged by that; otherwise by whose fault it is.
+func TestEntryFaultsAreTheSendersOrPass(t *testing.T) {
+	for _, tt := range []struct {
+		code        string
+		senderFault bool
+		want        error // nil: it passes
+	}{
+		{"NeverHeardOf", true, broker.ErrInvalid},
+		{"NeverHeardOf", false, nil},
+		{"RequestThrottled", true, nil},
+		{"InvalidMessageContents", false, broker.ErrInvalid},
+	} {
+		t.Run(fmt.Sprint(tt.code, tt.senderFault), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFake()
+				q := openQueue(t, openFake(t, f), "q", nil)
+				failed := false
+				f.fault = func(op string, _ map[string]any, answer any) (*http.Response, error) {
+					if op != "SendMessageBatch" || answer == nil || failed {
+						return nil, nil
+					}
+					failed = true
+					return failEntries(answer, tt.code, tt.senderFault, "0"), nil
+				}
+				_, err := q.Publish(t.Context(), broker.Message{Body: []byte("x")})
+				if !failed || !errors.Is(err, tt.want) {
+					t.Errorf("%v, want %v", err, tt.want)
+				}
+			})
+		})
+	}
 }
 
 func TestOutageBlocksUntilTheContextEnds(t *testing.T) {

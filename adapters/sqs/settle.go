@@ -89,7 +89,7 @@ func (s *settler) batcher(
 			}
 			for i := range failed {
 				if j := batchIndex(failed[i].Id, len(items)); j >= 0 {
-					results[j].Err = lost(judgeEntry(failed[i].Code, failed[i].Message))
+					results[j].Err = lost(judgeEntry(failed[i].Code, failed[i].Message, failed[i].SenderFault))
 				}
 			}
 		},

@@ -139,10 +139,15 @@ func (b *Broker) topicSender(topic string, fifo bool) *sender {
 		for i := range items {
 			w := &items[i].wire
 			attrs := make(map[string]snstypes.MessageAttributeValue, len(w.attrs))
-			for name, v := range w.attrs {
-				attrs[name] = snstypes.MessageAttributeValue{
-					DataType: v.DataType, StringValue: v.StringValue, BinaryValue: v.BinaryValue,
+			for j := range w.attrs {
+				a := &w.attrs[j]
+				v := snstypes.MessageAttributeValue{DataType: a.dataType()}
+				if a.binary {
+					v.BinaryValue = []byte(a.value)
+				} else {
+					v.StringValue = &a.value
 				}
+				attrs[a.name] = v
 			}
 			entries[i] = snstypes.PublishBatchRequestEntry{
 				Id:                     &batchIDs[i],
@@ -171,7 +176,7 @@ func (b *Broker) topicSender(topic string, fifo bool) *sender {
 		for i := range out.Failed {
 			e := &out.Failed[i]
 			if j := batchIndex(e.Id, len(items)); j >= 0 {
-				results[j].Err = judgeEntry(e.Code, e.Message)
+				results[j].Err = judgeEntry(e.Code, e.Message, e.SenderFault)
 			}
 		}
 		return nil

@@ -17,6 +17,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 
 	"github.com/queuestream/broker/bridge/blob"
+	"github.com/queuestream/broker/internal/awsclient"
 )
 
 // A Store keeps bodies in Bucket under Prefix.
@@ -53,16 +54,20 @@ func OpenURL(ctx context.Context, rawURL string) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("blob store: %w", err)
 	}
-	client := s3.NewFromConfig(cfg, func(o *s3.Options) {
-		if e := q.Get("endpoint"); e != "" {
-			o.BaseEndpoint, o.UsePathStyle = aws.String(e), true
-		}
-	})
 	prefix := strings.Trim(u.Path, "/")
 	if prefix != "" {
 		prefix += "/"
 	}
-	return &Store{Client: client, Bucket: u.Host, Prefix: prefix}, nil
+	return &Store{Client: newClient(cfg, q.Get("endpoint")), Bucket: u.Host, Prefix: prefix}, nil
+}
+
+func newClient(cfg aws.Config, endpoint string) *s3.Client {
+	return s3.NewFromConfig(cfg, func(o *s3.Options) {
+		o.HTTPClient = awsclient.Buffered(o.HTTPClient)
+		if endpoint != "" {
+			o.BaseEndpoint, o.UsePathStyle = aws.String(endpoint), true
+		}
+	})
 }
 
 // Put stores body; S3 answers once it is durable.

@@ -1,0 +1,164 @@
+package sqs
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"strconv"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	awssqs "github.com/aws/aws-sdk-go-v2/service/sqs"
+	"github.com/aws/aws-sdk-go-v2/service/sqs/types"
+	"github.com/aws/smithy-go"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
+
+	"github.com/queuestream/broker"
+)
+
+// queueSender returns a sender to a queue.
+func (b *Broker) queueSender(t *target) *sender {
+	return newSender(b, maxBatch, t.fifo, func(ctx context.Context, items []outgoing, results []sent) error {
+		entries := make([]types.SendMessageBatchRequestEntry, len(items)) // for the client's checks; see sendProtocol
+		for i := range items {
+			entries[i] = types.SendMessageBatchRequestEntry{Id: &batchIDs[i], MessageBody: &items[i].body}
+		}
+		out, err := b.sqs.SendMessageBatch(context.WithValue(ctx, itemsKey{}, items),
+			&awssqs.SendMessageBatchInput{QueueUrl: &t.url, Entries: entries})
+		if err != nil {
+			return err
+		}
+		for i := range results {
+			results[i].Err = unanswered
+		}
+		for i := range out.Successful {
+			e := &out.Successful[i]
+			if j := batchIndex(e.Id, len(items)); j >= 0 {
+				results[j] = sent{Value: aws.ToString(e.MessageId)}
+				if e.SequenceNumber != nil {
+					results[j].Value = *e.SequenceNumber
+				}
+			}
+		}
+		for i := range out.Failed {
+			e := &out.Failed[i]
+			if j := batchIndex(e.Id, len(items)); j >= 0 {
+				results[j].Err = judgeEntry(e.Code, e.Message, e.SenderFault)
+			}
+		}
+		return nil
+	})
+}
+
+// unanswered is the failure of an entry that an answer leaves out.
+var unanswered = &failure{
+	kind: broker.ErrUnavailable, err: errors.New("the answer leaves the entry out"), retry: true, maybe: true,
+}
+
+// A sendProtocol is the client's own, but for the body of SendMessageBatch,
+// which it writes straight from the items in the context: through the client's
+// types each message costs a map of its attributes and three copies.
+type sendProtocol struct{ smithyhttp.ClientProtocol }
+
+type itemsKey struct{}
+
+// SerializeRequest writes the body of a request into req.
+func (p sendProtocol) SerializeRequest(ctx context.Context, op *smithy.OperationSchema, in smithy.Serializable, req *smithyhttp.Request) error {
+	items, _ := ctx.Value(itemsKey{}).([]outgoing)
+	send, ok := in.(*awssqs.SendMessageBatchInput)
+	if !ok || items == nil {
+		return p.ClientProtocol.SerializeRequest(ctx, op, in, req)
+	}
+	if err := p.ClientProtocol.SerializeRequest(ctx, op, &awssqs.SendMessageBatchInput{}, req); err != nil {
+		return err
+	}
+	out, err := req.SetStream(bytes.NewReader(sendBody(aws.ToString(send.QueueUrl), items)))
+	if err != nil {
+		return fmt.Errorf("set the body: %w", err)
+	}
+	*req = *out
+	return nil
+}
+
+// sendBody is the JSON of SendMessageBatch. All of items is valid UTF-8.
+func sendBody(url string, items []outgoing) []byte {
+	size := 64 + len(url)
+	for i := range items {
+		size += 160 + len(items[i].group) + len(items[i].dedup) + 64*len(items[i].attrs) + items[i].size + items[i].size/16
+	}
+	b := append(make([]byte, 0, size), `{"QueueUrl":`...)
+	b = appendJSON(b, url)
+	b = append(b, `,"Entries":[`...)
+	for i := range items {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = items[i].append(b, batchIDs[i])
+	}
+	return append(b, "]}"...)
+}
+
+func (w *wire) append(b []byte, id string) []byte {
+	b = append(b, `{"Id":`...)
+	b = appendJSON(b, id)
+	b = append(b, `,"MessageBody":`...)
+	b = appendJSON(b, w.body)
+	if w.delay != 0 {
+		b = append(b, `,"DelaySeconds":`...)
+		b = strconv.AppendInt(b, int64(w.delay), 10)
+	}
+	if w.group != "" {
+		b = append(b, `,"MessageGroupId":`...)
+		b = appendJSON(b, w.group)
+	}
+	if w.dedup != "" {
+		b = append(b, `,"MessageDeduplicationId":`...)
+		b = appendJSON(b, w.dedup)
+	}
+	if len(w.attrs) == 0 {
+		return append(b, '}')
+	}
+	b = append(b, `,"MessageAttributes":{`...)
+	for i := range w.attrs {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		a := &w.attrs[i]
+		b = appendJSON(b, a.name)
+		if a.binary {
+			b = append(b, `:{"DataType":"Binary","BinaryValue":"`...)
+			b = base64.StdEncoding.AppendEncode(b, []byte(a.value))
+			b = append(b, `"}`...)
+			continue
+		}
+		b = append(b, `:{"DataType":"String","StringValue":`...)
+		b = appendJSON(b, a.value)
+		b = append(b, '}')
+	}
+	return append(b, "}}"...)
+}
+
+// appendJSON appends s, which is valid UTF-8, as a JSON string.
+func appendJSON(b []byte, s string) []byte {
+	const hex = "0123456789abcdef"
+	b = append(b, '"')
+	from := 0
+	for i := range len(s) {
+		c := s[i]
+		if c >= ' ' && c != '"' && c != '\\' {
+			continue
+		}
+		b = append(b, s[from:i]...)
+		from = i + 1
+		switch c {
+		case '"', '\\':
+			b = append(b, '\\', c)
+		case '\n':
+			b = append(b, '\\', 'n')
+		default:
+			b = append(b, '\\', 'u', '0', '0', hex[c>>4], hex[c&15])
+		}
+	}
+	return append(append(b, s[from:]...), '"')
+}
