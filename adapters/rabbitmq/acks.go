@@ -228,6 +228,13 @@ func (a *acks) waiting(all bool) <-chan struct{} {
 	return a.idle
 }
 
+// openCount returns how many deliveries are not decided on.
+func (a *acks) openCount() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.open
+}
+
 // close refuses further verdicts, sends those that there are, if the channel
 // still takes them, and returns what was open on it.
 func (a *acks) close() []*broker.Delivery {

@@ -34,7 +34,8 @@ type consumer struct {
 
 	mu        sync.Mutex
 	count     uint32 // of sessions
-	receiving int    // calls of Receive
+	receiving int    // calls of Receive that run
+	receives  int    // calls of Receive so far
 	session   *session
 	draining  bool
 	closed    chan struct{} // closed by the first Close
@@ -162,7 +163,8 @@ func (c *consumer) waitFetches() {
 }
 
 // errIdle ends a session of which the inbox keeps deliveries that nobody waits
-// for: closing the channel gives them back in their order.
+// for: closing the channel gives them back in their order, which counts an
+// attempt before RabbitMQ 4.3.
 var errIdle = errors.New("idle")
 
 // failed tells waiting Receives what will not pass by itself; the consumer goes
@@ -213,18 +215,18 @@ func (c *consumer) openSession(g *generation) (*session, error) {
 // the broker ended a subscription (its queue was deleted), or the consumer is
 // closed.
 func (c *consumer) serve(s *session) error {
-	var idle <-chan time.Time
+	look := time.NewTimer(idleAfter) // whether to let go
+	defer look.Stop()
+	looks, since := true, 0 // the timer runs, since that many Receives
+	unwanted := 0           // looks in a row that found nothing but prefetched deliveries
 	for {
 		c.mu.Lock()
 		want := c.receiving > 0 && !c.draining
-		rests := c.receiving == 0
+		rests, receives := c.receiving == 0 && s.tags != nil, c.receives
 		c.mu.Unlock()
-		if rests && s.tags != nil && s.acks.waiting(true) == nil {
-			if idle == nil {
-				idle = time.After(idleAfter)
-			}
-		} else {
-			idle = nil
+		if rests && !looks {
+			look.Reset(idleAfter)
+			looks, since = true, receives
 		}
 		if want && s.tags == nil {
 			if _, err := call(c.ctx, func() (struct{}, error) { return struct{}{}, c.subscribe(s) }, nil); err != nil {
@@ -243,14 +245,22 @@ func (c *consumer) serve(s *session) error {
 			}
 			return fmt.Errorf("%w: the broker ended the subscription", broker.ErrNotFound)
 		case <-c.poke:
-		case <-idle:
-			if err := c.unsubscribe(s, false); err != nil {
+		case <-look.C:
+			looks = false
+			switch open := s.acks.openCount(); {
+			case !rests || receives != since, open > c.inbox.Len(): // the program comes back for more
+				unwanted = 0
+				continue
+			case open > 0:
+				if unwanted++; unwanted < keepLooks {
+					continue
+				}
+			case s.acks.waiting(true) != nil:
+				continue
+			}
+			if err := c.letGo(s); err != nil {
 				return err
 			}
-			if s.tags == nil && c.inbox.Len() > 0 {
-				return errIdle
-			}
-			idle = nil
 		case r := <-c.idle:
 			err := c.unsubscribe(s, r.drain)
 			close(r.done)
@@ -331,6 +341,41 @@ func (c *consumer) unsubscribe(s *session, drain bool) error {
 	return err
 }
 
+// letGo leaves the queue to others, with what was prefetched.
+func (c *consumer) letGo(s *session) error {
+	if c.q.info.shards > 0 && c.inbox.Len() > 0 {
+		return errIdle
+	}
+	if err := c.unsubscribe(s, false); err != nil || s.tags != nil || c.inbox.Len() == 0 {
+		return err
+	}
+	return c.passOn()
+}
+
+// passOn puts what was prefetched for nobody back into the queue, as copies,
+// like a snooze: to requeue it would cost each message an attempt.
+func (c *consumer) passOn() error {
+	ctx, cancel := context.WithTimeout(c.ctx, c.q.b.o.CloseTimeout)
+	defer cancel()
+	now, stop := context.WithTimeout(ctx, relaxTime) // a Receive may have been faster
+	defer stop()
+	ds, err := c.inbox.Receive(now, max(1, c.inbox.Len()))
+	if err != nil {
+		return nil //nolint:nilerr // there is nothing left to pass on
+	}
+	batch := make([]broker.Outcome, len(ds))
+	for i, d := range ds {
+		batch[i] = broker.Outcome{Delivery: d, Verdict: broker.Verdict{Kind: broker.VerdictNack, Snooze: true}}
+	}
+	c.Settle(ctx, batch)
+	for i := range batch {
+		if batch[i].Err != nil {
+			return errIdle
+		}
+	}
+	return nil
+}
+
 // end closes the session. What was open on it is lost to its holders, and the
 // broker delivers it again.
 func (c *consumer) end(s *session) {
@@ -395,10 +440,13 @@ func (c *consumer) fetch(s *session, in <-chan amqp.Delivery) {
 	}
 }
 
-// idleAfter is how long a consumer that neither receives nor has any delivery,
-// in the program's hands or prefetched, stays subscribed. With prefetched ones it
-// stays: to give them back would cost each an attempt.
-const idleAfter = 200 * time.Millisecond
+// idleAfter is how long a consumer that neither receives nor has any delivery
+// stays subscribed. One that has prefetched some, of which the program holds
+// none, passes them on after keepLooks times as long.
+const (
+	idleAfter = 200 * time.Millisecond
+	keepLooks = 10
+)
 
 // relaxTime bounds how long a Receive that ends with its context waits for the
 // broker to end the subscription.
@@ -413,6 +461,7 @@ func (c *consumer) Receive(ctx context.Context, max int) ([]*broker.Delivery, er
 	}
 	c.mu.Lock()
 	c.receiving++
+	c.receives++
 	first := c.receiving == 1
 	c.mu.Unlock()
 	if first {

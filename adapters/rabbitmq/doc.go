@@ -30,10 +30,11 @@
 //     delay, by a header. Before RabbitMQ 4.3 a prefetched message that was
 //     given back unread counts as an attempt: keep Prefetch low where
 //     MaxAttempts is small. The broker's own delivery limit is switched off.
-//   - A consumer whose program does not call Receive may keep what it has
-//     prefetched from other consumers until it is closed: close one that is not
-//     in use. It lets go by itself only when it has nothing at all. Giving
-//     prefetched messages back would cost each of them an attempt.
+//   - A consumer keeps what it has prefetched from others while the program
+//     calls Receive or holds a delivery. Two seconds after neither is so (a
+//     paused Worker) it puts the rest back: into a plain queue as copies that
+//     keep their attempts, at its end; a queue with groups gets them back in
+//     order.
 //   - AMQP cannot tell what a queue was declared with. A Broker knows what it
 //     declared itself; for others set [Options.Management] or
 //     QueueOptions.DeadLetter and MaxAttempts.
