@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/queuestream/broker"
@@ -42,23 +43,18 @@ func (c *C) underFault(q broker.Queue, kind FaultKind) {
 	crew.finish()
 }
 
-// consumerKill closes consumers, or kills their process where the harness can,
-// while they hold deliveries.
+// consumerKill kills consumers while they hold deliveries.
 func consumerKill(c *C, q broker.Queue) {
-	if c.h.Faults[FaultConsumerKill] != nil {
-		c.underFault(q, FaultConsumerKill)
-		return
-	}
 	h := &QueueHistory{QueueRules: c.rules(q)}
 	h.Attempts = false
 	c.publish(q, h, workload{messages: c.h.Messages, producers: 2, prefix: "m"})
 	c.Wait()
 	killed := 0
 	for i := range 10 {
-		client := c.Fresh()
+		client, kill := c.victim()
 		mine, err := client.Queue(c.ctx, q.Name(), nil)
 		c.Must(err, "open the queue")
-		k := c.Consumer(mine, nil)
+		k := c.Consumer(mine, c.lease(q))
 		who := fmt.Sprintf("victim %d", i)
 		ds := c.TryReceive(k, 5, c.h.Soon)
 		h.Received(who, ds...)
@@ -70,16 +66,36 @@ func consumerKill(c *C, q broker.Queue) {
 			}
 		}
 		h.Closing(who)
-		if c.h.Embedded {
-			c.Must(k.Close(), "close the consumer")
-		} else {
-			c.Must(client.Close(), "close the client at once")
-		}
+		kill(k)
 	}
 	if killed == 0 {
 		c.Errorf("no consumer was killed while it held a delivery: this run shows nothing")
 	}
 	c.crew(q, h, c.h.Workers, nil, nil).finish()
+}
+
+// victim connects a client, and returns what kills it and its consumer.
+func (c *C) victim() (broker.Broker, func(consumer io.Closer)) {
+	switch {
+	case c.h.Victim != nil:
+		c.Note("killed", "by cutting it off")
+		ctx, cancel := c.Soon()
+		defer cancel()
+		b, kill, err := c.h.Victim(ctx)
+		c.Must(err, "connect a client to be killed")
+		c.track("broker", func() error {
+			kill()
+			_ = b.Close() // which may complain that it is cut off
+			return nil
+		})
+		return b, func(io.Closer) { kill() }
+	case c.h.Embedded:
+		c.Note("killed", "by Close of the consumer")
+		return c.broker, func(k io.Closer) { c.Must(k.Close(), "close the consumer") }
+	}
+	c.Note("killed", "by Close of the client")
+	b := c.OpenBroker()
+	return b, func(io.Closer) { c.Must(b.Close(), "close the client at once") }
 }
 
 // million moves Harness.Million numbered messages. It keeps two bits for each

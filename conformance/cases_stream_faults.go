@@ -15,8 +15,7 @@ var streamFaults = map[int]StreamCase{
 	93: {Config: partitions(3), Run: streamUnder(FaultPause)},
 	94: {Config: partitions(3), Run: streamUnder(FaultBlackHole)},
 	95: {Config: partitions(3), Run: streamUnder(FaultSlowLink)},
-	96: {Config: partitions(3), Run: streamUnder(FaultConsumerKill)},
-
+	96: {Config: partitions(3), Run: streamConsumerKill},
 	97: {Config: partitions(4), Run: streamMillion},
 }
 
@@ -52,6 +51,40 @@ func streamUnder(kind FaultKind) func(c *C, s broker.Stream) {
 		r.stored(alone)
 		r.judge()
 	}
+}
+
+// streamConsumerKill kills members that have received and committed a part.
+func streamConsumerKill(c *C, s broker.Stream) {
+	r := newStreamRun(c, s)
+	group := c.Name("group")
+	values := r.load("before")
+	var got tally
+	for i := range 3 {
+		b, kill := c.victim()
+		m := r.joinStream(r.reopen(b, s), group, broker.GroupOptions{}, nil)
+		ctx, cancel := c.Within(3 * c.h.Soon) // the one before may have to be missed first
+		rs, err := m.poll(ctx, 16)
+		cancel()
+		c.Must(err, "receive as member %d", i)
+		half := rs[:len(rs)/2]
+		m.processed(half...)
+		got.add(half...)
+		if len(half) > 0 {
+			m.commit(half...)
+		}
+		m.die(kill)
+		values = append(values, r.load("after")...)
+	}
+	_, stop := r.share(group, 2, &got)
+	for range 3 { // times Soon
+		if c.Until(c.h.Soon, func() bool { return got.has(values) }) {
+			break
+		}
+	}
+	r.complete("the members left", &got, values)
+	stop()
+	r.stored(group)
+	r.judge()
 }
 
 // loadThrough is load for a run under a fault: what fails for a time is

@@ -423,6 +423,13 @@ func streamCloseWhileDown(c *C, s broker.Stream) {
 		kind = FaultPause
 	}
 	in := c.Inject(kind)
+	c.Go(func() {
+		ctx, cancel := c.Within(closeBound)
+		defer cancel()
+		// Whatever comes of it: it must not keep Close waiting.
+		_, _ = r.trySend(ctx, again, "p", r.make("into the void", 1, 0)...)
+	})
+	c.pass(c.h.Quiet)
 	start := time.Now()
 	for what, f := range map[string]func() error{"member": gc.Close, "stream": again.Close} {
 		if err := r.promptly("Close of the "+what+" while the broker is down", f); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"sync"
 
@@ -208,6 +209,15 @@ func (m *streamMember) closeErr() (err error) {
 		m.r.hist.End(e, OutcomeOK, nil)
 	})
 	return err
+}
+
+// die ends the member by killing it.
+func (m *streamMember) die(kill func(io.Closer)) {
+	m.closing.Do(func() {
+		e := m.r.hist.Begin(m.event(StreamLeave, nil))
+		kill(m.consumer())
+		m.r.hist.End(e, OutcomeOK, nil)
+	})
 }
 
 // work receives until ctx ends or the member is closed, and hands each call's

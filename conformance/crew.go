@@ -77,6 +77,10 @@ func (w *crew) settle(who string, d *broker.Delivery, v broker.Verdict) {
 	ctx, cancel := w.c.Soon()
 	defer cancel()
 	err := w.h.Settle(ctx, who, d, v)
+	for w.h.Faulty && broker.IsTemporary(err) && ctx.Err() == nil { // as every program would
+		w.c.pass(20 * time.Millisecond)
+		err = w.h.Settle(ctx, who, d, v)
+	}
 	switch {
 	case err == nil, errors.Is(err, broker.ErrLeaseLost):
 	case w.h.Faulty:

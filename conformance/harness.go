@@ -54,6 +54,10 @@ type Harness struct {
 	// Faults start what they are named after; a missing one cannot be injected
 	// and its cases are skipped.
 	Faults map[FaultKind]func(ctx context.Context) (Injection, error)
+	// Victim connects a client that kill ends as SIGKILL ends a process: its
+	// connections break without a goodbye and it never comes back; see
+	// Lifeline. nil: Close of a client, which says goodbye, stands for it.
+	Victim func(ctx context.Context) (b broker.Broker, kill func(), err error)
 	// Around runs a case; it is where testing/synctest's bubble goes, with the
 	// bubble's T. nil: run(t).
 	Around func(t T, run func(T))
@@ -110,7 +114,6 @@ const (
 	FaultBlackHole     FaultKind = "black hole"     // packets vanish in both directions until Stop
 	FaultSlowLink      FaultKind = "slow link"      // latency and little bandwidth
 	FaultThrottle      FaultKind = "throttling"     // the broker refuses for a while: too fast
-	FaultConsumerKill  FaultKind = "consumer kill"  // the consumer's process dies; see Injection.Broker
 )
 
 // An Injection is a fault that was started.

@@ -2,8 +2,6 @@ package conformance
 
 import (
 	"context"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -25,8 +23,7 @@ func bubble(t T, run func(T)) {
 // case may open several connections to it.
 func memoryHarness(name string, opts memory.Options, kinds Kind) Harness {
 	var server *memory.Broker
-	var mu sync.Mutex
-	var clients []*memory.Broker
+	var cs connections
 	names := newNames()
 	return Harness{
 		Name:  name,
@@ -43,58 +40,19 @@ func memoryHarness(name string, opts memory.Options, kinds Kind) Harness {
 				if server, err = memory.Open(t.Context(), &opts); err != nil {
 					t.Fatalf("%v", err)
 				}
+				cs.forget()
 				run(t)
 				if err := server.Close(); err != nil {
 					t.Errorf("close the server: %v", err)
 				}
 			})
 		},
-		Open: func(context.Context) (broker.Broker, error) {
-			b := server.Connect()
-			mu.Lock()
-			defer mu.Unlock()
-			clients = append(clients, b)
-			return b, nil
-		},
-		Faults: map[FaultKind]func(context.Context) (Injection, error){
-			FaultConnectionCut: func(ctx context.Context) (Injection, error) {
-				return every(ctx, 3*time.Millisecond, func() {
-					mu.Lock()
-					defer mu.Unlock()
-					for _, b := range clients {
-						b.Disconnect()
-					}
-				}), nil
-			},
-		},
+		Open:       func(context.Context) (broker.Broker, error) { return cs.add(server.Connect()), nil },
+		Victim:     func(ctx context.Context) (broker.Broker, func(), error) { return cs.victim(server)(ctx) },
+		Faults:     cs.faults(25 * time.Second), // longer than the suite waits for one call
 		Patience:   24 * time.Hour,
 		Million:    20_000,
 		Duplicates: opts.Profile == memory.SQSStandard,
-	}
-}
-
-// every does cut again and again until the injection is stopped.
-func every(ctx context.Context, d time.Duration, cut func()) Injection {
-	ctx, cancel := context.WithCancel(ctx)
-	var bites atomic.Int64
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		ticker := time.NewTicker(d)
-		defer ticker.Stop()
-		for {
-			cut()
-			bites.Add(1)
-			select {
-			case <-ticker.C:
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
-	return Injection{
-		Stop:  func(context.Context) error { cancel(); <-done; return nil },
-		Bites: bites.Load,
 	}
 }
 
@@ -114,7 +72,7 @@ func TestMemoryQueue(t *testing.T) {
 			name += " as " + string(p)
 		}
 		t.Run(string(p), func(t *testing.T) {
-			Run(t, inMillions(memoryHarness(name, memory.Options{Profile: p}, Queue), p))
+			allRun(t, Run(t, inMillions(memoryHarness(name, memory.Options{Profile: p}, Queue), p)))
 		})
 	}
 }

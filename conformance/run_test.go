@@ -25,8 +25,12 @@ func realHarness(only ...string) Harness {
 	}
 }
 
-// In real time goroutines meet otherwise than in virtual time.
-func TestMemoryQueueInRealTime(t *testing.T) { Run(t, realHarness()) }
+func TestMemoryQueueInRealTime(t *testing.T) { allRun(t, Run(t, inRealTime(t, realHarness()))) }
+
+// A broker that lives in its client has one client.
+func TestMemoryQueueEmbedded(t *testing.T) {
+	Run(t, realHarness("1", "7", "11", "14", "56", "74", "79", "80", "89", "96"))
+}
 
 func TestTable(t *testing.T) {
 	cases := Cases()
@@ -205,19 +209,6 @@ func TestFaultThatNeverBites(t *testing.T) {
 	r := runOne(t, h, func(c *C, _ broker.Queue) { c.Inject(FaultPause) })
 	if r.Status != StatusFail || !strings.Contains(r.Failures[0], "never bit") || stopped != 1 {
 		t.Errorf("%+v, stopped %d times", r, stopped)
-	}
-}
-
-// The answers to a tenth of the publishes are lost, and what is lost that way
-// is published again.
-func TestAnswerLostOnMemory(t *testing.T) {
-	h := memoryHarness("memory", memory.Options{Faults: memory.Faults{LoseAnswer: 0.1}, Seed: 1}, Queue)
-	h.Only = []string{"AnswerLost"}
-	h.Faults[FaultAnswerLost] = func(context.Context) (Injection, error) {
-		return Injection{}, nil // it bites all the time; AnswerLost checks what that leaves
-	}
-	if r := Run(t, h).Find(91, Queue); r == nil || r.Status != StatusPass {
-		t.Errorf("%+v", r)
 	}
 }
 

@@ -45,8 +45,13 @@ func (c *Consumer) receive(ctx context.Context, max int) ([]*broker.Delivery, er
 		return nil, broker.ContextError(ctx)
 	}
 	q := c.q
-	if f := q.srv.faults; f != nil && f.hit(f.Disconnect) {
-		c.h.b.Disconnect()
+	if f := q.srv.faults.Load(); f != nil {
+		if err := f.call(ctx, c); err != nil {
+			return nil, err
+		}
+		if f.hit(f.Disconnect) {
+			c.h.b.Disconnect()
+		}
 	}
 	// Made here, so that nobody waits for it: the first delivery, with room for
 	// a body like the last.
@@ -99,7 +104,21 @@ func (c *Consumer) receive(ctx context.Context, max int) ([]*broker.Delivery, er
 			c.unpark(w)
 			return nil, broker.ContextError(ctx)
 		}
+		if f := q.srv.faults.Load(); f != nil {
+			if err := f.wait(ctx, c, nil); err != nil {
+				c.unpark(w)
+				return nil, err
+			}
+		}
 	}
+}
+
+func (c *Consumer) connection() *Broker { return c.h.b }
+
+func (c *Consumer) ended() error {
+	c.q.mu.Lock()
+	defer c.q.mu.Unlock()
+	return c.err
 }
 
 // A single is one delivery and the slice that Receive returns it in.
@@ -178,7 +197,7 @@ func (c *Consumer) take(first *single, room []byte, max int, now int64) ([]*brok
 
 // duplicate stores a second copy of e where the faults say so. q.mu is held.
 func (c *Consumer) duplicate(e *entry, now int64) {
-	f := c.q.srv.faults
+	f := c.q.srv.faults.Load()
 	if f == nil || e.group != nil || !f.hit(f.Duplicate) {
 		return
 	}
@@ -213,6 +232,29 @@ func (q *queue) watch() {
 
 // SettleOne applies v to d at once.
 func (c *Consumer) SettleOne(ctx context.Context, d *broker.Delivery, v broker.Verdict) error {
+	if f := c.q.srv.faults.Load(); f != nil {
+		if err := f.call(ctx, (*settling)(c)); err != nil {
+			return opError(v.Kind.String(), c.q.name, err)
+		}
+	}
+	return c.settle(ctx, d, v)
+}
+
+// settling is a consumer in a verdict, which may come during Shutdown.
+type settling Consumer
+
+func (c *settling) connection() *Broker { return c.h.b }
+
+func (c *settling) ended() error {
+	c.q.mu.Lock()
+	defer c.q.mu.Unlock()
+	if c.err != nil && c.open == 0 {
+		return broker.ErrLeaseLost
+	}
+	return nil
+}
+
+func (c *Consumer) settle(ctx context.Context, d *broker.Delivery, v broker.Verdict) error {
 	if ctx.Err() != nil {
 		return opError(v.Kind.String(), c.q.name, broker.ContextError(ctx))
 	}
@@ -229,13 +271,21 @@ func (c *Consumer) SettleOne(ctx context.Context, d *broker.Delivery, v broker.V
 
 // Settle applies a batch of verdicts, each on its own.
 func (c *Consumer) Settle(ctx context.Context, batch []broker.Outcome) {
+	f := c.q.srv.faults.Load()
+	var err error
+	if f != nil {
+		err = f.call(ctx, (*settling)(c))
+	}
 	for i := range batch {
 		o := &batch[i]
-		if f := c.q.srv.faults; f != nil && f.hit(f.PartialBatch) {
+		switch {
+		case err != nil:
+			o.Err = opError(o.Verdict.Kind.String(), c.q.name, err)
+		case f != nil && f.hit(f.PartialBatch):
 			o.Err = opError(o.Verdict.Kind.String(), c.q.name, errInjected)
-			continue
+		default:
+			o.Err = c.settle(ctx, o.Delivery, o.Verdict)
 		}
-		o.Err = c.SettleOne(ctx, o.Delivery, o.Verdict)
 	}
 }
 
@@ -249,7 +299,7 @@ func (c *Consumer) apply(d *broker.Delivery, v *broker.Verdict) error {
 	e := q.slots[slot]
 	switch v.Kind {
 	case broker.VerdictAck:
-		if f := q.srv.faults; f != nil && f.hit(f.DropAck) {
+		if f := q.srv.faults.Load(); f != nil && f.hit(f.DropAck) {
 			if e.when == 0 {
 				q.giveBack(e, now(), 0, false, "an acknowledgement was dropped")
 			}
@@ -297,6 +347,7 @@ func (c *Consumer) stop(err error) {
 	c.q.mu.Lock()
 	c.stopLocked(err)
 	c.q.unlock()
+	c.q.srv.wake()
 }
 
 func (c *Consumer) stopLocked(err error) {
@@ -314,6 +365,7 @@ func (c *Consumer) shut(err error) {
 	c.stopLocked(err)
 	c.returnHeld("the consumer closed")
 	c.q.unlock()
+	c.q.srv.wake()
 }
 
 // returnHeld gives everything back that c holds. q.mu is held.

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/queuestream/broker"
 )
@@ -255,6 +256,7 @@ func (h *Exchange) Close() error {
 	h.once.Do(func() {
 		close(h.gate.closed)
 		h.b.forget(h)
+		h.b.srv.wake()
 	})
 	return nil
 }
@@ -279,13 +281,42 @@ func (r *route) Publish(ctx context.Context, m broker.Message) (broker.Receipt, 
 	return receipt, opError("publish", r.h.x.name, r.publish(ctx, &m))
 }
 
+func (r *route) connection() *Broker { return r.h.b }
+
+func (r *route) ended() error {
+	if r.h.gate.ended() {
+		return broker.ErrClosed
+	}
+	return nil
+}
+
 func (r *route) publish(ctx context.Context, m *broker.Message) error {
 	if err := broker.ContextError(ctx); err != nil {
 		return err
 	}
-	if r.h.gate.ended() {
-		return broker.ErrClosed
+	if err := r.ended(); err != nil {
+		return err
 	}
+	f := r.h.b.srv.faults.Load()
+	if f == nil {
+		return r.store(ctx, m, 0)
+	}
+	s, err := f.send(ctx, r)
+	if err != nil {
+		return err
+	}
+	delay, after, err := s.one()
+	if err != nil {
+		return err
+	}
+	if err := after(r.store(ctx, m, delay)); err != nil {
+		return err
+	}
+	return s.answer(ctx)
+}
+
+// store stores a copy of m in each queue that it goes to.
+func (r *route) store(ctx context.Context, m *broker.Message, delay time.Duration) error {
 	queues, err := r.targets(m)
 	if err != nil {
 		return err
@@ -303,7 +334,7 @@ func (r *route) publish(ctx context.Context, m *broker.Message) error {
 		if len(c.Body) > smallBody {
 			c.Body = append([]byte(nil), c.Body...)
 		}
-		switch _, err := q.store(ctx, r.h.gate, publication{m: &c, at: now()}); {
+		switch _, err := q.store(ctx, r.h.gate, publication{m: &c, at: now(), delay: delay}); {
 		case err == nil:
 			stored = true
 		case errors.Is(err, broker.ErrNotFound): // deleted meanwhile

@@ -50,7 +50,7 @@ func (h *Stream) Consumer(ctx context.Context, group string, opts *broker.GroupO
 }
 
 func (h *Stream) join(ctx context.Context, group string, opts *broker.GroupOptions) (*GroupConsumer, error) {
-	if err := h.check(ctx); err != nil {
+	if err := h.reach(ctx); err != nil {
 		return nil, err
 	}
 	if err := broker.ValidateDeclaredName(group); err != nil {
@@ -107,10 +107,23 @@ func (m *GroupConsumer) receive(ctx context.Context, max int) ([]*broker.Record,
 	if max <= 0 {
 		return nil, broker.Invalid("max %d: want at least 1", max)
 	}
+	if ctx.Err() != nil {
+		return nil, broker.ContextError(ctx)
+	}
+	if f := m.s.srv.faults.Load(); f != nil {
+		if err := f.call(ctx, m); err != nil {
+			return nil, err
+		}
+	}
 	var w *waiter
 	for {
 		if ctx.Err() != nil {
 			return nil, broker.ContextError(ctx)
+		}
+		if f := m.s.srv.faults.Load(); f != nil {
+			if err := f.wait(ctx, m, nil); err != nil {
+				return nil, err
+			}
 		}
 		m.s.mu.Lock()
 		rs, wait, err := m.take(max)
@@ -137,6 +150,17 @@ func (m *GroupConsumer) receive(ctx context.Context, max int) ([]*broker.Record,
 		}
 		m.s.mu.Unlock()
 	}
+}
+
+func (m *GroupConsumer) connection() *Broker { return m.h.b }
+
+func (m *GroupConsumer) ended() error {
+	m.s.mu.Lock()
+	defer m.s.mu.Unlock()
+	if m.err != nil {
+		return m.err
+	}
+	return m.stopped
 }
 
 // park waits for a token, the end of ctx or for so long (0: no limit).
@@ -221,6 +245,11 @@ func (m *GroupConsumer) commit(ctx context.Context, rs []*broker.Record) error {
 	if ctx.Err() != nil {
 		return broker.ContextError(ctx)
 	}
+	if f := m.s.srv.faults.Load(); f != nil {
+		if err := f.call(ctx, (*committing)(m)); err != nil {
+			return err
+		}
+	}
 	m.s.mu.Lock()
 	defer m.s.mu.Unlock()
 	if m.err != nil {
@@ -233,6 +262,17 @@ func (m *GroupConsumer) commit(ctx context.Context, rs []*broker.Record) error {
 		m.g.commit(h, n)
 	}
 	return err
+}
+
+// committing is a member in a call that goes on during Shutdown.
+type committing GroupConsumer
+
+func (m *committing) connection() *Broker { return m.h.b }
+
+func (m *committing) ended() error {
+	m.s.mu.Lock()
+	defer m.s.mu.Unlock()
+	return m.err
 }
 
 // positions returns the position after the furthest of rs in each hold. s.mu
@@ -273,6 +313,11 @@ func (m *GroupConsumer) Seek(ctx context.Context, partition int32, to broker.Pos
 func (m *GroupConsumer) seek(ctx context.Context, partition int32, to broker.Position) error {
 	if ctx.Err() != nil {
 		return broker.ContextError(ctx)
+	}
+	if f := m.s.srv.faults.Load(); f != nil {
+		if err := f.reach(ctx, (*committing)(m)); err != nil {
+			return err
+		}
 	}
 	m.s.mu.Lock()
 	defer m.s.mu.Unlock()
@@ -366,6 +411,7 @@ func (m *GroupConsumer) Close() error {
 }
 
 func (m *GroupConsumer) shut() {
+	defer m.s.srv.wake()
 	m.s.mu.Lock()
 	defer m.s.mu.Unlock()
 	m.err = broker.ErrClosed
@@ -378,6 +424,7 @@ func (m *GroupConsumer) shut() {
 
 // stop makes Receive return err from now on.
 func (m *GroupConsumer) stop(err error) {
+	defer m.s.srv.wake()
 	m.s.mu.Lock()
 	defer m.s.mu.Unlock()
 	m.stopped = err

@@ -3,9 +3,11 @@ package memory
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net/url"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/queuestream/broker"
@@ -100,10 +102,11 @@ func (o *Options) validate() error {
 
 // A server holds what all connections share.
 type server struct {
-	opts   Options
-	rules  *rules
-	faults *faults // nil: none
-	ids    idSource
+	opts     Options
+	rules    *rules
+	faults   atomic.Pointer[faults] // nil: none
+	injector injector
+	ids      idSource
 
 	mu        sync.RWMutex
 	queues    map[string]*queue
@@ -116,7 +119,8 @@ type server struct {
 // A Broker is one connection to an embedded broker. It is safe for concurrent
 // use.
 type Broker struct {
-	srv *server
+	srv  *server
+	cuts atomic.Int64 // how often the connection broke
 
 	mu      sync.Mutex
 	closed  bool
@@ -145,12 +149,15 @@ func Open(ctx context.Context, opts *Options) (*Broker, error) {
 	}
 	o.defaults()
 	srv := &server{
-		opts: o, rules: r, faults: newFaults(o.Faults, o.Seed),
+		opts: o, rules: r,
 		queues:    map[string]*queue{},
 		streams:   map[string]*stream{},
 		exchanges: map[string]*exchange{},
 		producers: map[string]*producer{},
 	}
+	srv.injector.random = rand.New(rand.NewPCG(o.Seed, 1)) //nolint:gosec // not for secrets
+	srv.injector.faults = o.Faults
+	srv.inject()
 	return srv.connect(), nil
 }
 
@@ -231,6 +238,18 @@ func (b *Broker) check(ctx context.Context) error {
 	if err := broker.ContextError(ctx); err != nil {
 		return err
 	}
+	if err := b.ended(); err != nil {
+		return err
+	}
+	if f := b.srv.faults.Load(); f != nil {
+		return f.reach(ctx, b)
+	}
+	return nil
+}
+
+func (b *Broker) connection() *Broker { return b }
+
+func (b *Broker) ended() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {
@@ -398,6 +417,7 @@ func (b *Broker) Close() error {
 	}
 	b.closed = true
 	b.mu.Unlock()
+	b.srv.wake()
 	var err error
 	for _, h := range b.all() {
 		if e := h.Close(); e != nil && err == nil {
@@ -409,9 +429,12 @@ func (b *Broker) Close() error {
 
 // Disconnect breaks the connection as a network does, for tests: what its
 // consumers hold is lost and redelivered, the members of its groups lose
-// their partitions and rejoin at their next Receive, and open transactions
-// abort. The handles stay usable.
+// their partitions and rejoin at their next Receive, open transactions abort,
+// and publishes that wait in a Pause get ErrUnknownOutcome. The handles stay
+// usable.
 func (b *Broker) Disconnect() {
+	b.cuts.Add(1)
+	b.srv.wake()
 	for _, h := range b.all() {
 		if d, ok := h.(interface{ disconnect() }); ok {
 			d.disconnect()

@@ -52,16 +52,82 @@ func (h *Queue) Publish(ctx context.Context, m broker.Message) (broker.Receipt, 
 	if m.ID == "" {
 		m.ID = h.q.srv.ids.next(p.at)
 	}
-	duplicate, err := h.publish(ctx, p)
+	var duplicate bool
+	var err error
+	if f := h.q.srv.faults.Load(); f == nil {
+		duplicate, err = h.publish(ctx, p, nil)
+	} else {
+		duplicate, err = h.publishUnder(ctx, p, f)
+	}
 	return broker.Receipt{ID: m.ID, Duplicate: duplicate}, opError("publish", h.q.name, err)
 }
 
-func (h *Queue) publish(ctx context.Context, p publication) (duplicate bool, err error) {
-	if ctx.Err() != nil {
-		return false, broker.ContextError(ctx)
+// publishUnder is publish for one message under faults.
+func (h *Queue) publishUnder(ctx context.Context, p publication, f *faults) (duplicate bool, err error) {
+	if err := h.check(ctx); err != nil {
+		return false, err
 	}
+	s, err := f.send(ctx, h)
+	if err != nil {
+		return false, err
+	}
+	p.at = now()
+	if duplicate, err = h.publish(ctx, p, s); err == nil {
+		err = s.answer(ctx)
+	}
+	return duplicate, err
+}
+
+// publishBatchUnder is PublishBatch under faults: one call for all.
+func (h *Queue) publishBatchUnder(ctx context.Context, ms []broker.Message, f *faults) ([]broker.Receipt, error) {
+	receipts, errs := make([]broker.Receipt, len(ms)), make([]error, len(ms))
+	err := h.check(ctx)
+	var s *sending
+	if err == nil {
+		s, err = f.send(ctx, h)
+	}
+	for i, m := range ms {
+		p := publication{m: &m, at: now()}
+		if m.ID == "" {
+			m.ID = h.q.srv.ids.next(p.at)
+		}
+		receipts[i].ID = m.ID
+		if errs[i] = err; err == nil {
+			receipts[i].Duplicate, errs[i] = h.publish(ctx, p, s)
+		}
+	}
+	if err == nil {
+		err = s.answer(ctx)
+	}
+	for i := range errs {
+		if errs[i] == nil {
+			errs[i] = err
+		}
+		errs[i] = opError("publish", h.q.name, errs[i])
+	}
+	return receipts, broker.NewBatchError(errs)
+}
+
+func (h *Queue) check(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return broker.ContextError(ctx)
+	}
+	return h.ended()
+}
+
+func (h *Queue) connection() *Broker { return h.b }
+
+func (h *Queue) ended() error {
 	if h.gate.ended() {
-		return false, broker.ErrClosed
+		return broker.ErrClosed
+	}
+	return nil
+}
+
+// publish stores p, as a part of s unless that is nil.
+func (h *Queue) publish(ctx context.Context, p publication, s *sending) (duplicate bool, err error) {
+	if err := h.check(ctx); err != nil {
+		return false, err
 	}
 	if err := broker.ValidateMessage(p.m, &h.caps); err != nil {
 		return false, err
@@ -69,20 +135,16 @@ func (h *Queue) publish(ctx context.Context, p publication) (duplicate bool, err
 	if len(p.m.Body) > smallBody {
 		p.m.Body = append([]byte(nil), p.m.Body...)
 	}
-	f := h.q.srv.faults
-	if f == nil {
+	if s == nil {
 		return h.q.store(ctx, h.gate, p)
 	}
-	fault := f.onPublish()
-	if fault.err != nil {
-		return false, fault.err
+	delay, after, err := s.one()
+	if err != nil {
+		return false, err
 	}
-	p.delay = fault.delay
+	p.delay = delay
 	duplicate, err = h.q.store(ctx, h.gate, p)
-	if err == nil && fault.loseAnswer {
-		err = broker.UnknownOutcome(broker.ErrUnavailable)
-	}
-	return duplicate, err
+	return duplicate, after(err)
 }
 
 // setDefaults applies the queue's own delay and time to live.
@@ -100,6 +162,9 @@ func (q *queue) setDefaults(e *entry) {
 
 // PublishBatch stores copies of ms in order, each on its own.
 func (h *Queue) PublishBatch(ctx context.Context, ms []broker.Message) ([]broker.Receipt, error) {
+	if f := h.q.srv.faults.Load(); f != nil {
+		return h.publishBatchUnder(ctx, ms, f)
+	}
 	receipts := make([]broker.Receipt, len(ms))
 	var errs []error
 	for i := range ms {
@@ -174,6 +239,7 @@ func (h *Queue) Close() error {
 	cs := h.consumers
 	h.consumers = nil
 	h.mu.Unlock()
+	h.q.srv.wake()
 	for c := range cs {
 		c.shut(broker.ErrClosed)
 	}

@@ -231,52 +231,105 @@ func (h *Stream) check(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return broker.ContextError(ctx)
 	}
+	return h.ended()
+}
+
+func (h *Stream) connection() *Broker { return h.b }
+
+func (h *Stream) ended() error {
 	if h.gate.ended() {
 		return broker.ErrClosed
 	}
 	return nil
 }
 
+// reach is check for a call that goes to the broker.
+func (h *Stream) reach(ctx context.Context) error {
+	if err := h.check(ctx); err != nil {
+		return err
+	}
+	if f := h.s.srv.faults.Load(); f != nil {
+		return f.reach(ctx, h)
+	}
+	return nil
+}
+
+// send begins a publish: nil without faults.
+func (h *Stream) send(ctx context.Context) (*sending, error) {
+	f := h.s.srv.faults.Load()
+	if f == nil {
+		return nil, nil
+	}
+	if err := h.check(ctx); err != nil {
+		return nil, err
+	}
+	return f.send(ctx, h)
+}
+
 // Publish appends a copy of r.
 func (h *Stream) Publish(ctx context.Context, r broker.Record) (broker.Receipt, error) {
-	receipt, err := h.publish(ctx, &r)
+	s, err := h.send(ctx)
+	if err != nil {
+		return broker.Receipt{}, opError("publish", h.s.name, err)
+	}
+	receipt, err := h.publish(ctx, &r, s)
+	if s != nil && err == nil {
+		err = s.answer(ctx)
+	}
 	return receipt, opError("publish", h.s.name, err)
 }
 
-func (h *Stream) publish(ctx context.Context, r *broker.Record) (broker.Receipt, error) {
+// publish appends r, as a part of s unless that is nil.
+func (h *Stream) publish(ctx context.Context, r *broker.Record, s *sending) (broker.Receipt, error) {
 	if err := h.check(ctx); err != nil {
 		return broker.Receipt{}, err
 	}
 	if err := broker.ValidateRecord(r, &h.caps); err != nil {
 		return broker.Receipt{}, err
 	}
-	var fault publishFault
-	if f := h.s.srv.faults; f != nil {
-		if fault = f.onPublish(); fault.err != nil {
-			return broker.Receipt{}, fault.err
-		}
+	if s == nil {
+		return h.store(r)
 	}
+	_, after, err := s.one()
+	if err != nil {
+		return broker.Receipt{}, err
+	}
+	receipt, err := h.store(r)
+	return receipt, after(err)
+}
+
+func (h *Stream) store(r *broker.Record) (broker.Receipt, error) {
 	h.s.mu.Lock()
-	receipt, err := h.s.store(r, nil)
-	h.s.mu.Unlock()
-	if err == nil && fault.loseAnswer {
-		return broker.Receipt{ID: receipt.ID}, broker.UnknownOutcome(broker.ErrUnavailable)
-	}
-	return receipt, err
+	defer h.s.mu.Unlock()
+	return h.s.store(r, nil)
 }
 
 // PublishBatch appends copies of rs in order, each on its own.
 func (h *Stream) PublishBatch(ctx context.Context, rs []broker.Record) ([]broker.Receipt, error) {
 	receipts := make([]broker.Receipt, len(rs))
 	var errs []error
-	for i := range rs {
-		var err error
-		r := rs[i]
-		if receipts[i], err = h.publish(ctx, &r); err != nil {
-			if errs == nil {
-				errs = make([]error, len(rs))
-			}
+	failed := func(i int, err error) {
+		if errs == nil {
+			errs = make([]error, len(rs))
+		}
+		if err != nil && errs[i] == nil {
 			errs[i] = opError("publish", h.s.name, err)
+		}
+	}
+	s, sendErr := h.send(ctx)
+	for i := range rs {
+		err, r := sendErr, rs[i]
+		if err == nil {
+			receipts[i], err = h.publish(ctx, &r, s)
+		}
+		if err != nil {
+			failed(i, err)
+		}
+	}
+	if s != nil {
+		err := s.answer(ctx)
+		for i := range rs {
+			failed(i, err)
 		}
 	}
 	return receipts, broker.NewBatchError(errs)
@@ -389,7 +442,7 @@ func (s *stream) resolve(to broker.Position, p *partition) (int64, error) {
 
 // Partitions returns every partition with its first and next offset.
 func (h *Stream) Partitions(ctx context.Context) ([]broker.Partition, error) {
-	if err := h.check(ctx); err != nil {
+	if err := h.reach(ctx); err != nil {
 		return nil, opError("partitions", h.s.name, err)
 	}
 	s := h.s
@@ -408,7 +461,7 @@ func (h *Stream) Partitions(ctx context.Context) ([]broker.Partition, error) {
 
 // Lag returns the group's lag; a group that never was has all of it.
 func (h *Stream) Lag(ctx context.Context, group string) ([]broker.PartitionLag, error) {
-	if err := h.check(ctx); err != nil {
+	if err := h.reach(ctx); err != nil {
 		return nil, opError("lag", h.s.name, err)
 	}
 	s := h.s
@@ -475,7 +528,7 @@ type span struct {
 
 // spans fixes what is to be read.
 func (h *Stream) spans(ctx context.Context, r *broker.Range) ([]span, error) {
-	if err := h.check(ctx); err != nil {
+	if err := h.reach(ctx); err != nil {
 		return nil, err
 	}
 	if r.ReadCommitted && !h.caps.Transactions {
@@ -526,7 +579,7 @@ func (h *Stream) spans(ctx context.Context, r *broker.Range) ([]span, error) {
 
 // readSome reads the next records of a span and moves it on.
 func (h *Stream) readSome(ctx context.Context, sp *span, committed bool) ([]*broker.Record, error) {
-	if err := h.check(ctx); err != nil {
+	if err := h.reach(ctx); err != nil {
 		return nil, err
 	}
 	h.s.mu.Lock()
@@ -551,6 +604,7 @@ func (h *Stream) Close() error {
 	ms := h.members
 	h.members = nil
 	h.mu.Unlock()
+	h.s.srv.wake()
 	for m := range ms {
 		m.shut()
 	}

@@ -88,8 +88,31 @@ func (t *Transactor) check(ctx context.Context) error {
 	return nil
 }
 
+func (t *Transactor) connection() *Broker { return t.b }
+
+func (t *Transactor) ended() error {
+	t.p.mu.Lock()
+	defer t.p.mu.Unlock()
+	if t.closed {
+		return broker.ErrClosed
+	}
+	return nil
+}
+
+// reach waits as faults demand; p.mu is not held meanwhile.
+func (t *Transactor) reach(ctx context.Context) error {
+	f := t.b.srv.faults.Load()
+	if f == nil || ctx.Err() != nil {
+		return nil // the call itself looks at ctx
+	}
+	return f.reach(ctx, t)
+}
+
 // Begin begins a transaction. While one is open it returns ErrConflict.
 func (t *Transactor) Begin(ctx context.Context) (broker.Tx, error) {
+	if err := t.reach(ctx); err != nil {
+		return nil, opError("begin", t.id, err)
+	}
 	t.p.mu.Lock()
 	defer t.p.mu.Unlock()
 	if err := t.check(ctx); err != nil {
@@ -114,6 +137,7 @@ func (t *Transactor) Close() error {
 	}
 	t.p.mu.Unlock()
 	t.b.forget(t)
+	t.b.srv.wake()
 	return nil
 }
 
@@ -169,6 +193,9 @@ func (tx *Tx) Publish(ctx context.Context, s broker.Stream, rs ...broker.Record)
 }
 
 func (tx *Tx) publish(ctx context.Context, s broker.Stream, rs []broker.Record) error {
+	if err := tx.t.reach(ctx); err != nil {
+		return err
+	}
 	tx.t.p.mu.Lock()
 	defer tx.t.p.mu.Unlock()
 	if err := tx.begin(ctx); err != nil {
@@ -211,6 +238,9 @@ func (tx *Tx) CommitOffsets(ctx context.Context, c broker.GroupConsumer, rs ...*
 }
 
 func (tx *Tx) commitOffsets(ctx context.Context, c broker.GroupConsumer, rs []*broker.Record) error {
+	if err := tx.t.reach(ctx); err != nil {
+		return err
+	}
 	tx.t.p.mu.Lock()
 	defer tx.t.p.mu.Unlock()
 	if err := tx.begin(ctx); err != nil {
@@ -242,6 +272,9 @@ func (m *GroupConsumer) member() *GroupConsumer { return m }
 // member has lost a partition by now, or the transaction timed out, nothing
 // happens and it returns ErrTxAborted (and ErrFenced).
 func (tx *Tx) Commit(ctx context.Context) error {
+	if err := tx.t.reach(ctx); err != nil {
+		return opError("commit transaction", tx.t.id, err)
+	}
 	tx.t.p.mu.Lock()
 	defer tx.t.p.mu.Unlock()
 	if err := tx.begin(ctx); err != nil {
@@ -254,6 +287,9 @@ func (tx *Tx) Commit(ctx context.Context) error {
 // Rollback undoes the transaction; of one that aborted by itself it returns
 // nil too.
 func (tx *Tx) Rollback(ctx context.Context) error {
+	if err := tx.t.reach(ctx); err != nil {
+		return opError("rollback", tx.t.id, err)
+	}
 	tx.t.p.mu.Lock()
 	defer tx.t.p.mu.Unlock()
 	if err := tx.t.check(ctx); err != nil {
