@@ -72,12 +72,11 @@ func SourceHeaders(r *Record) Headers {
 	if a := r.Assignment(); a != nil {
 		stream = a.Stream
 	}
-	h := Headers{
-		{HeaderSourceStream, stream},
-		{HeaderSourcePartition, strconv.FormatInt(int64(r.Partition), 10)},
-		{HeaderSourceOffset, r.Offset().String()},
-		{HeaderSourceKey, string(r.Key)},
-	}
+	h := append(make(Headers, 0, 5),
+		Header{HeaderSourceStream, stream},
+		Header{HeaderSourcePartition, strconv.FormatInt(int64(r.Partition), 10)},
+		Header{HeaderSourceOffset, r.Offset().String()},
+		Header{HeaderSourceKey, string(r.Key)})
 	if t := r.Time(); !t.IsZero() {
 		h = append(h, Header{HeaderSourceTime, t.UTC().Format(time.RFC3339Nano)})
 	}

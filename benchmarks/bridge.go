@@ -85,6 +85,7 @@ func rawPipe(ctx context.Context, topic string, q sqsQueue, n int) (func() error
 	if err != nil {
 		return nil, nil, err
 	}
+	body := textPayload() // binary payloads need an encoding; a text of the same size costs the same
 	return func() error {
 		slots, errs := make(chan struct{}, 32), make(chan error, 32)
 		for got := 0; got < n; {
@@ -98,8 +99,7 @@ func rawPipe(ctx context.Context, topic string, q sqsQueue, n int) (func() error
 			for len(rs) > 0 {
 				bodies := make([]string, min(10, len(rs)))
 				for i := range bodies {
-					bodies[i] = string(rs[i].Key) // binary payloads need an encoding; a text of the same size costs the same
-					bodies[i] += strings.Repeat("x", payloadSize-len(bodies[i]))
+					bodies[i] = body
 				}
 				rs = rs[len(bodies):]
 				slots <- struct{}{}
@@ -128,10 +128,10 @@ func rawPipe(ctx context.Context, topic string, q sqsQueue, n int) (func() error
 }
 
 func bridgePipe(ctx context.Context, topic string, q sqsQueue, n int) (func() error, func() error, error) {
-	cfg := awsConfig()
+	cfg, body := awsConfig(), []byte(textPayload())
 	return bridgeRun(ctx, kafkaAddrs(), topic, n, &sqs.Options{Config: &cfg, Endpoint: os.Getenv(sqsEnv)}, q.name, func(rt *bridge.Route) {
 		rt.Map = func(_ *broker.Record, t *broker.Message) error { // as the contender: the body alone, as text
-			t.Headers, t.Body = nil, []byte(textPayload())
+			t.Headers, t.Body = nil, body
 			return nil
 		}
 	})

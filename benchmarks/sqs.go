@@ -29,17 +29,20 @@ func sqsScenarios() []scenario {
 	return []scenario{
 		{
 			name:     "sqs send, 1 goroutine",
-			what:     "Standard queue. The raw client sends hand-made batches of 10, 32 requests at a time; the broker gets batches of 1,000; the peers have a blocking call only.",
+			what:     "Standard queue. The raw client sends hand-made batches of 10, 32 requests at a time; the broker gets batches of 1,000, each awaited, or an AsyncPublisher; the peers have a blocking call only.",
 			messages: 20_000, needs: sqsEnv,
 			contenders: []contender{
 				{name: "raw batcher", open: onSQS(rawSendAll)},
 				{name: "broker", open: onSQS(brokerSendBatch)},
+				{name: "broker, async", open: onSQS(brokerSendAsync)},
 				{name: "Watermill", open: onSQS(watermillSend(1)), fraction: 0.1},
 				{name: "Go CDK", open: onSQS(cdkSQSSend(1)), fraction: 0.1},
 			},
 			targets: []target{
 				{of: "broker", over: "raw batcher", atLeast: 0.95},
 				{of: "broker", over: "raw batcher", maxCPU: 1.15},
+				{of: "broker, async", over: "raw batcher", atLeast: 0.95},
+				{of: "broker, async", over: "raw batcher", maxCPU: 1.15},
 				{of: "broker", over: "Watermill", atLeast: 3.5},
 			},
 		},
@@ -242,6 +245,29 @@ func brokerSendBatch(ctx context.Context, q sqsQueue, n int) (func() error, func
 			}
 		}
 		return nil
+	}, b.Close, nil
+}
+
+func brokerSendAsync(ctx context.Context, q sqsQueue, n int) (func() error, func() error, error) {
+	b, queue, err := openSQS(ctx, q)
+	if err != nil {
+		return nil, nil, err
+	}
+	body := []byte(textPayload())
+	return func() error {
+		p := broker.NewAsyncPublisher(queue, nil)
+		var sent atomic.Int64
+		for range n {
+			p.Publish(ctx, broker.Message{Body: body}, func(_ broker.Receipt, err error) {
+				if err == nil {
+					sent.Add(1)
+				}
+			})
+		}
+		if err := p.Close(ctx); err != nil {
+			return err
+		}
+		return counted(sent.Load(), n)
 	}, b.Close, nil
 }
 

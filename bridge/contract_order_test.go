@@ -36,6 +36,11 @@ func TestContract3Identity(t *testing.T) {
 		}
 		seen[id] = name
 	}
+	// It must not change: a route that runs on after an update would send what
+	// its queue has already.
+	if id := dedupID(record("cluster", "orders", 3, 42), ""); id != "98ad6f2211db9decc6d20b8c24a87bc397f963e880f52566923f54362d4ad080" {
+		t.Errorf("id %s is another one than before", id)
+	}
 }
 
 // 3. Identity: a stream of the same name is another one. Its records are not

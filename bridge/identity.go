@@ -12,21 +12,21 @@ import (
 // read: a hash of cluster, stream, its incarnation, partition and offset. A
 // salt makes other ids for the same records.
 func dedupID(r *broker.Record, salt string) string {
-	var b []byte
-	add := func(s string) { // with its length, so that no two lists collide
-		b = binary.AppendUvarint(b, uint64(len(s)))
-		b = append(b, s...)
-	}
+	cluster, stream := "", ""
 	if a := r.Assignment(); a != nil {
-		add(a.Identity)
-		add(a.Stream)
-	} else {
-		add("")
-		add("")
+		cluster, stream = a.Identity, a.Stream
 	}
+	var room [256]byte
+	b := appendField(appendField(room[:0], cluster), stream)
 	b = binary.AppendVarint(b, int64(r.Partition))
-	add(r.Offset().String())
-	add(salt)
+	b = appendField(appendField(b, r.Offset().String()), salt)
 	sum := sha256.Sum256(b)
-	return hex.EncodeToString(sum[:])
+	var id [2 * sha256.Size]byte
+	hex.Encode(id[:], sum[:])
+	return string(id[:])
+}
+
+// appendField appends s with its length, so that no two lists of fields collide.
+func appendField(b []byte, s string) []byte {
+	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
 }

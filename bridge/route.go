@@ -152,9 +152,10 @@ func orDefault[T comparable](v, def T) T {
 // task makes the default task of r for the queue q, and lets Map edit it.
 func (rt *Route) task(r *broker.Record, q broker.Queue) (broker.Message, error) {
 	c := q.Capabilities()
-	source := broker.SourceHeaders(r)
-	t := broker.Message{ID: dedupID(r, rt.Salt), Body: r.Value}
-	t.Headers = append(append(make(broker.Headers, 0, len(r.Headers)+len(source)+1), r.Headers...), source...)
+	t := broker.Message{ID: dedupID(r, rt.Salt), Body: r.Value, Headers: broker.SourceHeaders(r)}
+	if source := t.Headers; len(r.Headers) > 0 {
+		t.Headers = append(append(make(broker.Headers, 0, len(r.Headers)+len(source)+1), r.Headers...), source...)
+	}
 	if r.Tombstone {
 		t.Headers = append(t.Headers, broker.Header{Key: HeaderTombstone, Value: "true"})
 	}
