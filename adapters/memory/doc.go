@@ -101,7 +101,11 @@
 //
 // # Faults
 //
-// [Options.Faults] drops acknowledgements, loses answers, fails, duplicates,
-// delays, disconnects and fails parts of batches, each with a probability, from
-// Options.Seed. [Broker.Disconnect] breaks the connection at a chosen moment.
+// [Options.Faults] drops acknowledgements, loses answers, fails, throttles,
+// duplicates, delays, disconnects and fails parts of batches, each with a
+// probability, from Options.Seed, and makes every call slower.
+// [Broker.SetFaults] changes them while the broker runs. [Broker.Disconnect]
+// breaks the connection, and [Broker.Pause] stalls the broker, at a chosen
+// moment; both together are a network that swallows what is sent.
+// [Broker.Injected] counts what was hit.
 package memory
