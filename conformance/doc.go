@@ -29,6 +29,6 @@
 // outcome is unknown counts as such, never as a failure.
 //
 // Every random choice comes from a seed, which is printed and kept in the
-// report; CONFORMANCE_SEED repeats a run. One node proves nothing of
+// report; CONFORMANCE_SEED, or the flag that [SeedFlag] defines, repeats a run. One node proves nothing of
 // replication, and a killed process proves nothing of fsync.
 package conformance

@@ -6,9 +6,6 @@ import (
 	"fmt"
 	"hash/maphash"
 	"io"
-	"math/rand/v2"
-	"os"
-	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -95,8 +92,8 @@ type Harness struct {
 	Expected map[int]string
 	// Only runs the cases with these IDs or names; nil: all.
 	Only []string
-	// Seed makes every random choice; 0: the environment's CONFORMANCE_SEED,
-	// else random.
+	// Seed makes every random choice; 0: the flag's (see SeedFlag), else the
+	// environment's CONFORMANCE_SEED, else random.
 	Seed uint64
 	// Log is where Check writes; nil: nowhere.
 	Log io.Writer
@@ -142,17 +139,9 @@ func (h Harness) withDefaults() (Harness, error) {
 	h.CaseTimeout = cmp.Or(h.CaseTimeout, h.Patience+2*time.Minute)
 	h.Messages = cmp.Or(h.Messages, 200)
 	h.Workers = cmp.Or(h.Workers, 4)
-	if h.Seed == 0 {
-		if s := os.Getenv("CONFORMANCE_SEED"); s != "" {
-			seed, err := strconv.ParseUint(s, 0, 64)
-			if err != nil {
-				return h, fmt.Errorf("conformance: CONFORMANCE_SEED: %w", err)
-			}
-			h.Seed = seed
-		}
-	}
-	if h.Seed == 0 {
-		h.Seed = rand.Uint64() | 1 //nolint:gosec // a test's random choices
+	var err error
+	if h.Seed, err = h.seed(); err != nil {
+		return h, err
 	}
 	if h.NewName == nil {
 		h.NewName = newNames()

@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"context"
+	"flag"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,7 +13,10 @@ import (
 	"github.com/queuestream/broker/adapters/memory"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	SeedFlag(flag.CommandLine)
+	goleak.VerifyTestMain(m)
+}
 
 // bubble runs a case in virtual time.
 func bubble(t T, run func(T)) {

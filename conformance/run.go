@@ -24,7 +24,7 @@ func Run[S interface {
 		t.Fatalf("%v", err)
 	}
 	report := &Report{Name: h.Name, Version: h.Version, Seed: h.Seed, Started: time.Now()}
-	t.Logf("conformance of %s %s; CONFORMANCE_SEED=%d repeats this run", h.Name, h.Version, h.Seed)
+	t.Logf("conformance of %s %s; -seed=%d (see SeedFlag) or CONFORMANCE_SEED=%d repeats this run", h.Name, h.Version, h.Seed, h.Seed)
 	cases := Cases()
 	for _, kind := range []Kind{Queue, Stream} {
 		if h.Kinds&kind == 0 {
