@@ -32,6 +32,8 @@ type Broker struct {
 	sts  *sts.Client
 	idle func() // closes idle connections of a transport of our own
 
+	direct bool // sqs has a sendProtocol
+
 	polls longPolls
 
 	mu      sync.Mutex

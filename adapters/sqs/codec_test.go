@@ -18,7 +18,7 @@ import (
 // arrive is how a message comes out of SQS that went in as w.
 func arrive(w wire) *types.Message {
 	id := "sqs-id"
-	return &types.Message{MessageId: &id, Body: &w.body, MessageAttributes: attributes(&w), Attributes: map[string]string{
+	return &types.Message{MessageId: &id, Body: &w.body, MessageAttributes: w.entry(&id).MessageAttributes, Attributes: map[string]string{
 		"MessageGroupId": w.group, "MessageDeduplicationId": w.dedup, "ApproximateReceiveCount": "3", "SentTimestamp": "1700000000000",
 	}}
 }

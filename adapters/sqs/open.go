@@ -42,14 +42,16 @@ func Open(ctx context.Context, opts *Options) (*Broker, error) {
 		return nil, &broker.Error{Op: "open", Adapter: adapterName,
 			Err: broker.Invalid("no region: set Options.Region, sqs://REGION or AWS_REGION")}
 	}
-	b.cfg = cfg
+	b.cfg, b.direct = cfg, isDirect(&cfg)
 	// Retries are made here, where an entry's own code and its caller's context
 	// are known; the client's would share one bucket of tokens, which an outage
 	// drains.
 	b.sqs = awssqs.NewFromConfig(cfg, func(s *awssqs.Options) {
 		s.Retryer = aws.NopRetryer{}
 		s.BaseEndpoint = optional(o.Endpoint)
-		s.Protocol = sendProtocol{s.Protocol}
+		if b.direct {
+			s.Protocol = sendProtocol{s.Protocol}
+		}
 	})
 	b.sns = sns.NewFromConfig(cfg, func(s *sns.Options) {
 		s.Retryer = aws.NopRetryer{}

@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"reflect"
 	"strconv"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -20,12 +21,18 @@ import (
 // queueSender returns a sender to a queue.
 func (b *Broker) queueSender(t *target) *sender {
 	return newSender(b, maxBatch, t.fifo, func(ctx context.Context, items []outgoing, results []sent) error {
-		entries := make([]types.SendMessageBatchRequestEntry, len(items)) // for the client's checks; see sendProtocol
+		in := &awssqs.SendMessageBatchInput{QueueUrl: &t.url, Entries: make([]types.SendMessageBatchRequestEntry, len(items))}
 		for i := range items {
-			entries[i] = types.SendMessageBatchRequestEntry{Id: &batchIDs[i], MessageBody: &items[i].body}
+			if b.direct {
+				in.Entries[i] = types.SendMessageBatchRequestEntry{Id: &batchIDs[i], MessageBody: &items[i].body} // for the client's checks
+			} else {
+				in.Entries[i] = items[i].entry(&batchIDs[i])
+			}
 		}
-		out, err := b.sqs.SendMessageBatch(context.WithValue(ctx, itemsKey{}, items),
-			&awssqs.SendMessageBatchInput{QueueUrl: &t.url, Entries: entries})
+		if b.direct {
+			ctx = context.WithValue(ctx, itemsKey{}, items)
+		}
+		out, err := b.sqs.SendMessageBatch(ctx, in)
 		if err != nil {
 			return err
 		}
@@ -54,6 +61,34 @@ func (b *Broker) queueSender(t *target) *sender {
 // unanswered is the failure of an entry that an answer leaves out.
 var unanswered = &failure{
 	kind: broker.ErrUnavailable, err: errors.New("the answer leaves the entry out"), retry: true, maybe: true,
+}
+
+// isDirect tells whether nothing of the caller's looks at requests, or edits
+// them, on their way through the client.
+func isDirect(cfg *aws.Config) bool {
+	return len(cfg.APIOptions) == 0 && reflect.ValueOf(cfg.Interceptors).IsZero()
+}
+
+// entry is w as the client takes it.
+func (w *wire) entry(id *string) types.SendMessageBatchRequestEntry {
+	e := types.SendMessageBatchRequestEntry{
+		Id: id, MessageBody: &w.body, DelaySeconds: w.delay,
+		MessageGroupId: optional(w.group), MessageDeduplicationId: optional(w.dedup),
+	}
+	if len(w.attrs) > 0 {
+		e.MessageAttributes = make(map[string]types.MessageAttributeValue, len(w.attrs))
+	}
+	for i := range w.attrs {
+		a := &w.attrs[i]
+		v := types.MessageAttributeValue{DataType: a.dataType()}
+		if a.binary {
+			v.BinaryValue = []byte(a.value)
+		} else {
+			v.StringValue = &a.value
+		}
+		e.MessageAttributes[a.name] = v
+	}
+	return e
 }
 
 // A sendProtocol is the client's own, but for the body of SendMessageBatch,

@@ -1,6 +1,7 @@
 package sqs
 
 import (
+	"context"
 	"encoding/json"
 	"io"
 	"net/http"
@@ -12,6 +13,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awssqs "github.com/aws/aws-sdk-go-v2/service/sqs"
 	"github.com/aws/aws-sdk-go-v2/service/sqs/types"
+	"github.com/aws/smithy-go/middleware"
 	"pgregory.net/rapid"
 
 	"github.com/queuestream/broker"
@@ -50,10 +52,7 @@ func TestSendBodyIsTheClients(t *testing.T) {
 				t.Fatal(err)
 			}
 			items = append(items, outgoing{wire: w})
-			in.Entries = append(in.Entries, types.SendMessageBatchRequestEntry{
-				Id: &batchIDs[i], MessageBody: &w.body, DelaySeconds: w.delay,
-				MessageGroupId: optional(w.group), MessageDeduplicationId: optional(w.dedup), MessageAttributes: attributes(&w),
-			})
+			in.Entries = append(in.Entries, w.entry(&batchIDs[i]))
 		}
 		if _, err := client.SendMessageBatch(t.Context(), in); err != nil {
 			t.Fatal(err)
@@ -72,28 +71,18 @@ func TestSendBodyIsTheClients(t *testing.T) {
 	})
 }
 
-// attributes are those of w as the client takes them.
-func attributes(w *wire) map[string]types.MessageAttributeValue {
-	attrs := map[string]types.MessageAttributeValue{}
-	for i := range w.attrs {
-		a := &w.attrs[i]
-		if a.binary {
-			attrs[a.name] = types.MessageAttributeValue{DataType: &dataTypeBinary, BinaryValue: []byte(a.value)}
-		} else {
-			attrs[a.name] = types.MessageAttributeValue{DataType: &dataTypeString, StringValue: &a.value}
-		}
-	}
-	return attrs
-}
-
 // Nothing but the body differs from what the client sends by itself.
 func TestSendCarriesTheClientsHeader(t *testing.T) {
 	f := newFake()
 	var header http.Header
-	q := openQueue(t, openFake(t, roundTrip(func(r *http.Request) (*http.Response, error) {
+	b := openFake(t, roundTrip(func(r *http.Request) (*http.Response, error) {
 		header = r.Header.Clone()
 		return f.RoundTrip(r)
-	})), "q", nil)
+	}))
+	if !b.direct {
+		t.Error("the body is the client's own, though nothing looks at it")
+	}
+	q := openQueue(t, b, "q", nil)
 	if _, err := q.Publish(t.Context(), broker.Message{Body: []byte("x")}); err != nil {
 		t.Fatal(err)
 	}
@@ -106,5 +95,36 @@ func TestSendCarriesTheClientsHeader(t *testing.T) {
 	}
 	if !strings.HasPrefix(header.Get("Authorization"), "AWS4-HMAC-SHA256 ") {
 		t.Errorf("not signed: %v", header)
+	}
+}
+
+// A middleware of the caller's sees, and may add to, all that is sent.
+func TestMiddlewareEditsWhatIsSent(t *testing.T) {
+	add := middleware.InitializeMiddlewareFunc("add", func(ctx context.Context, in middleware.InitializeInput, next middleware.InitializeHandler) (
+		middleware.InitializeOutput, middleware.Metadata, error,
+	) {
+		if send, ok := in.Parameters.(*awssqs.SendMessageBatchInput); ok {
+			for i := range send.Entries {
+				attrs := send.Entries[i].MessageAttributes
+				if aws.ToString(attrs[attrID].StringValue) != "id" {
+					t.Errorf("it sees %v", attrs)
+				}
+				attrs["trace"] = types.MessageAttributeValue{DataType: &dataTypeString, StringValue: aws.String("t1")}
+			}
+		}
+		return next.HandleInitialize(ctx, in)
+	})
+	f := newFake()
+	q := openQueue(t, openFake(t, f, func(o *Options) {
+		o.Config = &aws.Config{APIOptions: []func(*middleware.Stack) error{
+			func(s *middleware.Stack) error { return s.Initialize.Add(add, middleware.Before) },
+		}}
+	}), "q", nil)
+	if _, err := q.Publish(t.Context(), broker.Message{ID: "id", Body: []byte("x")}); err != nil {
+		t.Fatal(err)
+	}
+	attrs := f.queue("q").messages[0].attrs.(map[string]any)
+	if attrs["trace"] == nil || attrs[attrID] == nil {
+		t.Errorf("sent %v", attrs)
 	}
 }
