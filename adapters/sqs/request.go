@@ -66,7 +66,13 @@ var unanswered = &failure{
 // isDirect tells whether nothing of the caller's looks at requests, or edits
 // them, on their way through the client.
 func isDirect(cfg *aws.Config) bool {
-	return len(cfg.APIOptions) == 0 && reflect.ValueOf(cfg.Interceptors).IsZero()
+	interceptors := reflect.ValueOf(cfg.Interceptors)
+	for i := range interceptors.NumField() {
+		if interceptors.Field(i).Len() > 0 {
+			return false
+		}
+	}
+	return len(cfg.APIOptions) == 0
 }
 
 // entry is w as the client takes it.
