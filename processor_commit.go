@@ -102,8 +102,15 @@ func (r *processorRun) commitFailed(ctx context.Context, parts []*partition, err
 }
 
 // commit stores the done prefix of each partition. A partition that is fenced
-// is dropped, which is no error.
+// is dropped, which is no error. One commit runs at a time: a hand-over waits
+// for the one under way, which would come too late behind it.
 func (r *processorRun) commit(ctx context.Context, parts []*partition) error {
+	select {
+	case r.commits <- struct{}{}:
+		defer func() { <-r.commits }()
+	case <-ctx.Done():
+		return ContextError(ctx)
+	}
 	type claim struct {
 		pt    *partition
 		rec   *Record

@@ -84,6 +84,46 @@ func TestProcessorHandsOverWithoutDuplicates(t *testing.T) {
 	})
 }
 
+// A commit that takes long, since the group is in a rebalance, is waited for
+// when its partition is revoked: otherwise it would come too late.
+func TestProcessorHandsOverBehindACommit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := brokertest.NewStream("events", 1)
+		fill(t, s, 10, 10)
+		began, release := make(chan struct{}), make(chan struct{})
+		first := sync.OnceFunc(func() {
+			close(began)
+			<-release
+		})
+		s.CommitErr = func([]*broker.Record) error {
+			first()
+			return nil
+		}
+		p := &broker.Processor{Stream: s, Group: "g", Logger: quiet, Handler: func(context.Context, *broker.Record) error { return nil }}
+		stop := start(t, p)
+		<-began
+		revoked := make(chan struct{})
+		go func() {
+			defer close(revoked)
+			s.Revoke(t.Context(), "g", 0)
+		}()
+		synctest.Wait()
+		select {
+		case <-revoked:
+			t.Error("the partition was handed over before its commit was stored")
+		default:
+		}
+		close(release)
+		<-revoked
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+		if n := s.Committed("g", 0); n != 10 {
+			t.Errorf("committed %d of 10", n)
+		}
+	})
+}
+
 func TestProcessorFencesLostPartitions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := brokertest.NewStream("events", 1)

@@ -29,6 +29,7 @@ type processorRun struct {
 	background sync.WaitGroup
 	wake       chan struct{} // a token for the commit loop
 	check      chan struct{} // a token for the until loop
+	commits    chan struct{} // holds a token while a commit runs
 
 	pausing sync.Mutex // held while the consumer is told to pause or resume; taken before mu
 
@@ -105,7 +106,7 @@ func newProcessorRun(ctx context.Context, p *Processor) *processorRun {
 		p: p, observer: newObserver(p.Stream.Name(), p.Group, p.Observe, p.Logger),
 		lanes: p.Concurrency, maxWindow: p.MaxWindow, interval: p.CommitInterval,
 		seed: maphash.MakeSeed(), parts: map[int32]*partition{},
-		wake: make(chan struct{}, 1), check: make(chan struct{}, 1),
+		wake: make(chan struct{}, 1), check: make(chan struct{}, 1), commits: make(chan struct{}, 1),
 	}
 	if r.lanes == 0 {
 		r.lanes = defaultConcurrency
