@@ -166,7 +166,10 @@ type Tx interface {
 	// Publish appends records that readers with ReadCommitted see only once
 	// Commit has returned nil.
 	Publish(ctx context.Context, s Stream, rs ...Record) error
-	// CommitOffsets stores the position after each record with the transaction.
+	// CommitOffsets stores the position after each record with the
+	// transaction, and makes c one of the members that its end rewinds, also
+	// when it fails. Call it before anything that may fail: what a rolled back
+	// transaction has read and named no position of does not come again.
 	CommitOffsets(ctx context.Context, c GroupConsumer, rs ...*Record) error
 	Commit(ctx context.Context) error
 	Rollback(ctx context.Context) error

@@ -276,13 +276,17 @@ func (r *transformerRun) open(ctx context.Context) error {
 }
 
 // transform runs the handler over rs. The transaction begins with the first
-// emit; with none, the position is committed plainly.
+// emit, and with the position: from then on both its ends rewind the consumer,
+// whatever the handler does. With no emit the position is committed plainly.
 func (r *transformerRun) transform(ctx context.Context, rs []*Record, pending *[]*Record) error {
 	var tx Tx
 	emit := func(to Stream, out ...Record) error {
 		if tx == nil {
 			var err error
 			if tx, err = r.transactor.Begin(ctx); err != nil {
+				return err
+			}
+			if err = tx.CommitOffsets(ctx, r.consumer, lastOfEach(rs)...); err != nil {
 				return err
 			}
 		}
@@ -320,9 +324,6 @@ func (r *transformerRun) transform(ctx context.Context, rs []*Record, pending *[
 		return nil
 	}
 	*pending = nil // both ends of a transaction rewind the consumer to what did commit
-	if err == nil {
-		err = tx.CommitOffsets(ctx, r.consumer, lastOfEach(rs)...)
-	}
 	if err == nil {
 		err = tx.Commit(ctx)
 	}

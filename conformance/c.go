@@ -30,13 +30,14 @@ type C struct {
 	broker     broker.Broker
 	deadLetter broker.Queue // of the case's queue, where it has one
 
-	mu      sync.Mutex
-	result  Result
-	sealed  bool // the result was taken
-	cleanup []func(ctx context.Context) error
-	faults  []Injection
-	handles []handle
-	group   sync.WaitGroup
+	mu       sync.Mutex
+	result   Result
+	sealed   bool // the result was taken
+	cleanup  []func(ctx context.Context) error
+	faults   []Injection
+	injected bool // a fault, at some time
+	handles  []handle
+	group    sync.WaitGroup
 }
 
 type handle struct {
@@ -314,8 +315,15 @@ func (c *C) Inject(kind FaultKind) Injection {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.faults = append(c.faults, in)
+	c.faults, c.injected = append(c.faults, in), true
 	return in
+}
+
+// faulty tells whether a fault was injected: from then on answers may be lost.
+func (c *C) faulty() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.injected
 }
 
 // stopFaults ends every fault; a fault that never bit is a failure.

@@ -47,10 +47,15 @@ func (c *C) underFault(q broker.Queue, kind FaultKind) {
 func consumerKill(c *C, q broker.Queue) {
 	h := &QueueHistory{QueueRules: c.rules(q)}
 	h.Attempts = false
+	victims := 10
+	if c.h.Victim != nil {
+		victims = 3                           // each may have to be missed
+		h.Faulty, h.ExactlyOnce = true, false // an acknowledgement without an answer may die with it
+	}
 	c.publish(q, h, workload{messages: c.h.Messages, producers: 2, prefix: "m"})
 	c.Wait()
 	killed := 0
-	for i := range 10 {
+	for i := range victims {
 		client, kill := c.victim()
 		mine, err := client.Queue(c.ctx, q.Name(), nil)
 		c.Must(err, "open the queue")

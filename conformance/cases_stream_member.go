@@ -164,9 +164,9 @@ func (m *streamMember) commitErr(ctx context.Context, rs ...*broker.Record) erro
 	err := m.consumer().Commit(ctx, rs...)
 	o := OutcomeOK
 	switch {
-	case errors.Is(err, broker.ErrFenced):
+	case errors.Is(err, broker.ErrFenced) && !m.r.faulty():
 		o = OutcomeFail
-	case err != nil:
+	case err != nil: // a commit whose answer was lost may be fenced when it is tried again
 		o = OutcomeInfo
 	}
 	m.r.hist.End(i, o, nil)

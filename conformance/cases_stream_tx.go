@@ -287,15 +287,22 @@ func streamProducerFenced(c *C, s broker.Stream) {
 }
 
 // streamConsumeTransformProduce copies a stream in transactions, by copiers
-// that roll back and die in the middle.
+// that roll back and die in the middle: first by hand, then by Transformers.
 func streamConsumeTransformProduce(c *C, s broker.Stream) {
 	r := newStreamRun(c, s)
 	values := r.load("source")
+	r.copied("copiers", values, 6, (*streamCopier).run)
+	r.copied("Transformers", values, 3, (*streamCopier).transform)
+	r.judge()
+}
+
+// copied copies values by copiers that live again and again, and are killed.
+func (r *streamRun) copied(what string, values []string, mostKills int64, live func(k *streamCopier, ctx context.Context, fate func() copyFate)) {
+	c := r.C
 	target := c.DeclareStream(partitions(3))
 	out := newStreamRun(c, target)
 	group := c.Name("group")
 	var kills, rollbacks atomic.Int64
-	const mostKills = 6
 	ctx, stop := context.WithCancel(c.Context())
 	defer stop()
 	workers := min(3, c.Harness().Workers)
@@ -306,7 +313,7 @@ func streamConsumeTransformProduce(c *C, s broker.Stream) {
 			id := c.Name("id")
 			for ctx.Err() == nil {
 				k := &streamCopier{source: r, out: out, id: id, group: group, name: "copier " + itoa(w)}
-				k.run(ctx, func() copyFate {
+				live(k, ctx, func() copyFate {
 					switch n := c.Rand().IntN(10); {
 					case kills.Load() == 0 || n < 2 && kills.Load() < mostKills:
 						kills.Add(1)
@@ -334,124 +341,13 @@ func streamConsumeTransformProduce(c *C, s broker.Stream) {
 		}
 	}
 	if missing := got.missing(copies); len(missing) > 0 {
-		c.Fatalf("%d of %d copies are missing: %q", len(missing), len(copies), head(missing))
+		c.Fatalf("%s: %d of %d copies are missing: %q", what, len(missing), len(copies), head(missing))
 	}
 	stop()
 	<-stopped
 	endWork()
-	c.Note("kills", "%d", kills.Load())
-	c.Note("rollbacks", "%d", rollbacks.Load())
+	c.Note("kills of "+what, "%d", kills.Load())
+	c.Note("rollbacks of "+what, "%d", rollbacks.Load())
 	r.stored(group)
-	r.sameSet(valuesOf(out.readAll()), copies, "the copies, each once")
-	r.judge()
-}
-
-type copyFate int
-
-const (
-	copierCommits copyFate = iota
-	copierRollsBack
-	copierDies
-)
-
-// A streamCopier is one life of a program that copies in transactions.
-type streamCopier struct {
-	source, out *streamRun
-	id          string // transactional id, which outlives it
-	group, name string
-}
-
-// run copies until ctx ends, the copier is fenced, or it dies: then it leaves
-// its transaction open.
-func (k *streamCopier) run(ctx context.Context, fate func() copyFate) {
-	r := k.source
-	b, from, to := r.Broker(), r.stream, k.out.stream
-	if !r.Harness().Embedded {
-		b = r.OpenBroker() // a process of its own
-		from, to = r.reopen(b, from), r.reopen(b, to)
-	}
-	tr := r.transactorOf(b, k.id)
-	m := r.joinStream(from, k.group, readCommitted, nil)
-	defer func() {
-		if err := m.closeErr(); err != nil {
-			r.Errorf("%s: leave: %v", k.name, err)
-		}
-	}()
-	for ctx.Err() == nil {
-		rs, err := k.poll(ctx, m)
-		if err != nil {
-			if ctx.Err() == nil {
-				r.Errorf("%s: receive: %v", k.name, err)
-			}
-			return
-		}
-		done, err := k.copy(tr, m, to, rs, fate())
-		switch {
-		case err == nil && !done:
-			return // dead
-		case errors.Is(err, broker.ErrFenced):
-			return
-		case err != nil && !errors.Is(err, broker.ErrTxAborted):
-			r.Errorf("%s: %v", k.name, err)
-			return
-		}
-	}
-}
-
-// poll receives without writing polls into the history: transactions rewind
-// the member, which the checker takes for a fault.
-func (k *streamCopier) poll(ctx context.Context, m *streamMember) ([]*broker.Record, error) {
-	return m.consumer().Receive(ctx, 10)
-}
-
-// copy handles one batch. It reports false if the copier dies.
-func (k *streamCopier) copy(tr broker.Transactor, m *streamMember, to broker.Stream, rs []*broker.Record, fate copyFate) (bool, error) {
-	r := k.source
-	ctx, cancel := r.Soon()
-	defer cancel()
-	tx, err := tr.Begin(ctx)
-	if err != nil {
-		return true, err
-	}
-	for _, rec := range rs {
-		if err = tx.Publish(ctx, to, broker.Record{Key: rec.Key, Value: append([]byte("copy of "), rec.Value...)}); err != nil {
-			return true, k.abort(ctx, tx, err)
-		}
-	}
-	if fate == copierDies && r.Rand().IntN(2) == 0 {
-		return false, nil
-	}
-	if err = tx.CommitOffsets(ctx, m.consumer(), rs...); err != nil {
-		return true, k.abort(ctx, tx, err)
-	}
-	switch fate {
-	case copierDies:
-		return false, nil
-	case copierRollsBack:
-		return true, tx.Rollback(ctx)
-	}
-	m.processed(rs...)
-	if err = tx.Commit(ctx); err != nil {
-		return true, k.abort(ctx, tx, err)
-	}
-	return true, nil
-}
-
-// abort rolls back after cause. A partition that moved in the middle is no
-// fault: the work is done again by its owner.
-func (k *streamCopier) abort(ctx context.Context, tx broker.Tx, cause error) error {
-	if err := tx.Rollback(ctx); err != nil && !errors.Is(err, broker.ErrFenced) && !errors.Is(err, broker.ErrTxAborted) {
-		return fmt.Errorf("roll back after %w: %w", cause, err)
-	}
-	return cause
-}
-
-// reopen opens the same stream through another client.
-func (r *streamRun) reopen(b broker.Broker, s broker.Stream) broker.Stream {
-	ctx, cancel := r.Soon()
-	defer cancel()
-	again, err := b.Stream(ctx, s.Name(), nil)
-	r.Must(err, "open the stream %s again", s.Name())
-	r.track("stream", again.Close)
-	return again
+	r.sameSet(valuesOf(out.readAll()), copies, "the copies of the %s, each once", what)
 }

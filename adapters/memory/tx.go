@@ -257,13 +257,14 @@ func (tx *Tx) commitOffsets(ctx context.Context, c broker.GroupConsumer, rs []*b
 		return m.err
 	}
 	m.g.evict(now())
-	if _, err := m.positions(rs); err != nil {
-		return err
+	_, err := m.positions(rs)
+	if err != nil {
+		rs = nil // m is to be rewound all the same
 	}
 	m.seen = now()
 	tx.touch(m.s)
 	tx.offsets = append(tx.offsets, txOffsets{m, slices.Clone(rs)})
-	return nil
+	return err
 }
 
 func (m *GroupConsumer) member() *GroupConsumer { return m }
