@@ -146,14 +146,20 @@ func (s *suite) harness(o *kafka.Options) conformance.Harness {
 	if s.only != nil {
 		only = ids(s.only...)
 	}
+	open := func(ctx context.Context, dial func(ctx context.Context, network, address string) (net.Conn, error)) (broker.Broker, error) {
+		own := *o
+		own.Dialer = dial
+		own.SessionTimeout, own.HeartbeatInterval = session, 500*time.Millisecond
+		own.ServerSideGroups = s.newer
+		return kafka.Open(ctx, &own)
+	}
 	return conformance.Harness{
 		Name: s.name, Kinds: s.kinds, Only: only,
-		Open: func(ctx context.Context) (broker.Broker, error) {
-			own := *o
-			own.Dialer = cuts.dial
-			own.SessionTimeout, own.HeartbeatInterval = session, 500*time.Millisecond
-			own.ServerSideGroups = s.newer
-			return kafka.Open(ctx, &own)
+		Open: func(ctx context.Context) (broker.Broker, error) { return open(ctx, cuts.dial) },
+		Victim: func(ctx context.Context) (broker.Broker, func(), error) {
+			l := new(conformance.Lifeline)
+			b, err := open(ctx, l.DialContext)
+			return b, l.Cut, err
 		},
 		StreamConfig: func(cfg *broker.StreamConfig) error {
 			if cfg.Compact { // the cleaner spares what is written to, and waits for enough to do

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/queuestream/broker"
 	"github.com/queuestream/broker/adapters/kafka"
+	"github.com/queuestream/broker/conformance"
 	"go.uber.org/goleak"
 )
 
@@ -32,6 +34,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	conformance.SeedFlag(flag.CommandLine)
 	goleak.VerifyTestMain(m)
 }
 

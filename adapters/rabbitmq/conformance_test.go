@@ -88,6 +88,12 @@ func (s *suite) harness(t *testing.T, in *containers.RabbitMQInstance, only ...s
 	h := conformance.Harness{
 		Name: s.name, Version: cmp.Or(in.Version(), "4.0.5"), Kinds: s.kinds, QueueConfig: s.queue, Only: only,
 		Open: opener(o), OpenBad: opener(bad),
+		Victim: func(ctx context.Context) (broker.Broker, func(), error) {
+			l, own := new(conformance.Lifeline), o
+			own.Dial = l.DialContext
+			b, err := Open(ctx, &own)
+			return b, l.Cut, err
+		},
 		Tick: 20 * time.Millisecond,
 		// Four suites share two processors with the broker, and a delivery of
 		// 16 MB takes its time.

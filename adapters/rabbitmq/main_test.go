@@ -2,6 +2,7 @@ package rabbitmq
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"strings"
@@ -11,9 +12,11 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/queuestream/broker"
+	"github.com/queuestream/broker/conformance"
 )
 
 func TestMain(m *testing.M) {
+	conformance.SeedFlag(flag.CommandLine)
 	goleak.VerifyTestMain(m,
 		// The test proxy ends its links in the background, and leaves readers
 		// of broken ones behind.

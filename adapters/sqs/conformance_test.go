@@ -3,6 +3,7 @@ package sqs
 import (
 	"context"
 	"log/slog"
+	"net"
 	"net/http"
 	"strconv"
 	"sync"
@@ -17,24 +18,28 @@ import (
 // harness is what the suite needs of the SQS at endpoint.
 func harness(name, endpoint string) (conformance.Harness, *atomic.Pointer[faulty]) {
 	injected, gone := new(atomic.Pointer[faulty]), new(sync.Map)
-	open := func(secret string) func(ctx context.Context) (broker.Broker, error) {
-		return func(ctx context.Context) (broker.Broker, error) {
-			o := &Options{
-				Region: "us-east-1", Endpoint: endpoint, Credentials: staticCredentials("test", secret),
-				// ElasticMQ goes on with a poll whose connection is gone, and
-				// hands it the next messages: end polls instead of cutting them.
-				PollWait: time.Second,
-				Logger:   slog.New(slog.DiscardHandler),
-			}
-			t := http.DefaultTransport.(*http.Transport).Clone()
-			t.MaxIdleConnsPerHost = 64
-			o.Transport = &switched{t, injected, gone}
-			return Open(ctx, o)
+	open := func(ctx context.Context, dial func(ctx context.Context, network, address string) (net.Conn, error)) (broker.Broker, error) {
+		o := &Options{
+			Region: "us-east-1", Endpoint: endpoint, Credentials: staticCredentials("test", "test"),
+			// ElasticMQ goes on with a poll whose connection is gone, and
+			// hands it the next messages: end polls instead of cutting them.
+			PollWait: time.Second,
+			Logger:   slog.New(slog.DiscardHandler),
 		}
+		t := http.DefaultTransport.(*http.Transport).Clone()
+		t.MaxIdleConnsPerHost = 64
+		t.DialContext = dial
+		o.Transport = &switched{t, injected, gone}
+		return Open(ctx, o)
 	}
 	h := conformance.Harness{
 		Name: name, Version: "ElasticMQ 1.7.1", Kinds: conformance.Queue,
-		Open:       open("test"),
+		Open: func(ctx context.Context) (broker.Broker, error) { return open(ctx, new(net.Dialer).DialContext) },
+		Victim: func(ctx context.Context) (broker.Broker, func(), error) {
+			l := new(conformance.Lifeline)
+			b, err := open(ctx, l.DialContext)
+			return b, l.Cut, err
+		},
 		Duplicates: true,
 		NewName: func(kind string) string {
 			switch kind {

@@ -1,9 +1,15 @@
 package sqs
 
 import (
+	"flag"
 	"testing"
 
 	"go.uber.org/goleak"
+
+	"github.com/queuestream/broker/conformance"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	conformance.SeedFlag(flag.CommandLine)
+	goleak.VerifyTestMain(m)
+}
