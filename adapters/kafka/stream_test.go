@@ -16,7 +16,7 @@ func TestStreamKeepsRecordsExactly(t *testing.T) {
 	onBrokers(t, func(t *testing.T, o *kafka.Options) {
 		ctx := testContext(t)
 		s := declare(t, open(t, o), broker.StreamConfig{Partitions: 3})
-		at := time.UnixMilli(1_700_000_000_123)
+		at := time.UnixMilli(time.Now().Add(-time.Minute).UnixMilli()) // younger than the topic's retention
 		in := []broker.Record{
 			{Key: []byte("k"), Value: []byte{0, 1, 0xff}, Headers: broker.Headers{{Key: "a", Value: "1"}, {Key: "a", Value: "\x00\xff"}, {Key: "b"}}},
 			{Key: []byte("k"), Value: nil},
@@ -109,10 +109,11 @@ func TestSeekPauseAndResume(t *testing.T) {
 	onBrokers(t, func(t *testing.T, o *kafka.Options) {
 		ctx := testContext(t)
 		s := declare(t, open(t, o), broker.StreamConfig{Partitions: 1})
+		began := time.UnixMilli(time.Now().Add(-time.Minute).UnixMilli()) // younger than the topic's retention
 		for i := range 3 {
 			rs := texts(10)
 			for j := range rs {
-				rs[j].SetTime(time.UnixMilli(int64(1_700_000_000_000 + 1000*i)))
+				rs[j].SetTime(began.Add(time.Duration(i) * time.Second))
 			}
 			if _, err := s.PublishBatch(ctx, rs); err != nil {
 				t.Fatal(err)
@@ -126,7 +127,7 @@ func TestSeekPauseAndResume(t *testing.T) {
 		}{
 			{broker.Earliest(), 0},
 			{broker.AtOffset(broker.NewOffset(17)), 17},
-			{broker.AtTime(time.UnixMilli(1_700_000_000_500)), 10},
+			{broker.AtTime(began.Add(500 * time.Millisecond)), 10},
 			{broker.Committed(), 0},
 		} {
 			if err := c.Seek(ctx, 0, seek.to); err != nil {
