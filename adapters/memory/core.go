@@ -136,21 +136,31 @@ func (q *queue) enter(e *entry, now int64) {
 	q.seq++
 	e.seq = q.seq
 	e.state = gone
-	if id := e.msg.GroupID; q.grouped && id != "" {
-		g := q.groups[id]
-		if g == nil {
-			g = &group{id: id}
-			q.groups[id] = g
-		}
-		e.group = g
-		g.pushBack(e)
-		if g.open != nil || g.head != e {
-			q.setState(e, waiting)
-			q.schedule(e, e.expires)
-			return
-		}
+	if apart := e.due > now && q.srv.rules.delaysApart; apart || q.join(e) {
+		q.activate(e, now)
 	}
-	q.activate(e, now)
+}
+
+// join puts e at the end of its group, if it has one, and tells whether it is
+// its turn. q.mu is held.
+func (q *queue) join(e *entry) bool {
+	id := e.msg.GroupID
+	if !q.grouped || id == "" {
+		return true
+	}
+	g := q.groups[id]
+	if g == nil {
+		g = &group{id: id}
+		q.groups[id] = g
+	}
+	e.group = g
+	g.pushBack(e)
+	if g.open == nil && g.head == e {
+		return true
+	}
+	q.setState(e, waiting)
+	q.schedule(e, e.expires)
+	return false
 }
 
 // activate makes an entry delayed or ready. q.mu is held.
@@ -248,6 +258,9 @@ func (q *queue) advance(now int64) {
 			if !e.delivered && e.group == nil {
 				q.seq++
 				e.seq = q.seq // as if published now
+				if !q.join(e) {
+					continue
+				}
 			}
 			q.activate(e, now)
 		}

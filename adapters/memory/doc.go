@@ -78,6 +78,7 @@
 //	DedupID           if Dedup  no           yes          no                no
 //	ContentDedup      yes       no           yes          no                no
 //	Delay             any       any          of the queue 49 days           any
+//	... in a group    blocks it -            blocks it    joins when due    -
 //	TTL               yes       of the queue of the queue yes               no
 //	MaxPriority       255       no           no           no                no
 //	largest message   any       1 MiB        1 MiB        16 MiB            1 MiB

@@ -1,6 +1,7 @@
 package memory
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -64,6 +65,8 @@ type specMessage struct {
 	holder    *specDelivery // nil: in the queue
 	serial    int
 	first     time.Time // its place, once it was delivered
+	apart     bool      // from its group, which it joins when it is due
+	late      bool      // it has done so
 }
 
 type specDelivery struct {
@@ -120,6 +123,13 @@ func (s *spec) advance(now time.Time) {
 			s.giveBack(m, h.until, 0, false)
 		}
 	}
+	joins := slices.DeleteFunc(slices.Clone(s.msgs), func(m *specMessage) bool { return !m.apart || m.due.After(now) })
+	slices.SortStableFunc(joins, func(a, b *specMessage) int { return a.due.Compare(b.due) })
+	for _, m := range joins {
+		m.apart, m.late = false, true
+		s.remove(m)
+		s.msgs = append(s.msgs, m)
+	}
 	for _, m := range slices.Clone(s.msgs) {
 		if m.holder == nil && !m.expires.IsZero() && !m.expires.After(now) {
 			s.remove(m)
@@ -129,14 +139,14 @@ func (s *spec) advance(now time.Time) {
 
 // blocked tells whether an earlier message of m's group is still there.
 func (s *spec) blocked(m *specMessage) bool {
-	if m.group == "" {
+	if m.group == "" || m.apart {
 		return false
 	}
 	for _, o := range s.msgs {
 		if o == m {
 			return false
 		}
-		if o.group == m.group {
+		if o.group == m.group && !o.apart {
 			return true
 		}
 	}
@@ -155,7 +165,7 @@ func (s *spec) eligible(now time.Time) []*specMessage {
 		if a.priority != b.priority {
 			return b.priority - a.priority
 		}
-		return a.place().Compare(b.place())
+		return cmp.Or(a.place().Compare(b.place()), a.serial-b.serial)
 	})
 	return ms
 }
@@ -170,7 +180,7 @@ func (m *specMessage) place() time.Time {
 }
 
 func (m *specMessage) firstPlace() time.Time {
-	if m.group == "" && m.due.After(m.published) {
+	if (m.group == "" || m.late) && m.due.After(m.published) {
 		return m.due.Add(-1) // before what is published at that moment
 	}
 	return m.published
@@ -329,6 +339,7 @@ func (r *run) send(ctx context.Context, s step) error {
 		body: string(m.Body), group: m.GroupID, priority: m.Priority,
 		published: now, due: now.Add(m.Delay), serial: r.serial,
 	}
+	sm.apart = m.GroupID != "" && m.Delay > 0 && r.b.srv.rules.delaysApart
 	if m.TTL > 0 {
 		sm.expires = now.Add(m.TTL)
 	} else if d := r.b.srv.rules.retention; d > 0 {

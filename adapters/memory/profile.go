@@ -34,6 +34,7 @@ type rules struct {
 	maxInFlight int64
 	maxAttempts int // highest that may be asked for; 0: any
 	reorders    bool
+	delaysApart bool // a message that is published with a delay joins its group when it is due
 	noReplies   bool
 
 	streams      bool
@@ -144,9 +145,10 @@ var profiles = map[Profile]*rules{
 			TTL: broker.MaxDuration, MaxLength: anySetting, MaxBytes: 16 << 20,
 			Shards: anySetting, Temporary: true,
 		},
-		ordered: true,
-		name:    rabbitName,
-		streams: true,
+		ordered:     true,
+		delaysApart: true, // in the ladder of delay queues
+		name:        rabbitName,
+		streams:     true,
 		stream: broker.StreamCapabilities{
 			Headers: true, Timestamps: true, SeekTime: true, GroupReset: true, MaxBytes: rabbitStreamBytes,
 			Dedup: true, Idempotent: true,
