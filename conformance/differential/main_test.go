@@ -35,7 +35,10 @@ type pair struct {
 	// Known differences: what the broker does and the profile does not. Programs
 	// leave room for them, and attempts must rise instead of being exact.
 	countsMore string // why an attempt may be counted that nobody saw
-	passes     string // why a delayed message of a group does not hold up the rest
+	// Why a message that is published with a delay does not hold up the rest of
+	// its group until it is due, in the broker and the profile alike. When it
+	// takes its place then depends on when it is sent.
+	joinsWhenDue string
 }
 
 var pairs = []pair{
@@ -45,8 +48,8 @@ var pairs = []pair{
 	{name: "RabbitMQ quorum queue", profile: memory.RabbitMQQuorum, open: openRabbitMQ,
 		countsMore: "RabbitMQ 4.0 now and then counts one more than was delivered, after a nack without a delay that follows one with a delay"},
 	{name: "RabbitMQ ordered queue", profile: memory.RabbitMQQuorum, cfg: broker.QueueConfig{Ordered: true, Shards: 2}, open: openRabbitMQ,
-		countsMore: "the capability Attempts is not claimed",
-		passes:     "it waits in a delay queue and takes its place when it is due"},
+		countsMore:   "the capability Attempts is not claimed",
+		joinsWhenDue: "it waits in a delay queue, and is in no group meanwhile: only redeliveries hold up their successors"},
 	{name: "Kafka topic", profile: memory.KafkaTopic, open: openKafka},
 }
 

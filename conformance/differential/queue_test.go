@@ -34,7 +34,7 @@ func TestQueuePrograms(t *testing.T) {
 				var prog program
 				use := func(caps broker.QueueCapabilities) program {
 					if prog.sends == nil {
-						prog = newProgram(seed, caps, caps.Delay && p.passes == "")
+						prog = newProgram(seed, caps)
 					}
 					return prog
 				}
@@ -45,7 +45,7 @@ func TestQueuePrograms(t *testing.T) {
 					t.Cleanup(func() { _ = m.Close() }) // after what run cleans up
 					imitated = p.run(t.Context(), t, m, use, 0)
 				})
-				if d := diff(real, imitated, prog); d != "" {
+				if d := diff(real, imitated, prog, p.joinsWhenDue != ""); d != "" {
 					t.Errorf("program %d, the broker and the profile:\n%s", seed, d)
 				}
 			}
