@@ -115,7 +115,8 @@ func (d *Delivery) Settled() bool {
 
 // Bind connects a new delivery to what settles it, a pointer. token and
 // generation are the adapter's own (a delivery tag and a connection's number,
-// say). For adapters.
+// say). Where s has methods Name and Adapter, both without arguments and
+// returning a string, errors of the delivery carry what they return. For adapters.
 func (d *Delivery) Bind(s Settler, token uint64, generation uint32) {
 	d.settler, d.token, d.generation = s, token, generation
 }
@@ -203,7 +204,11 @@ func (d *Delivery) end(v Verdict, err error) {
 }
 
 func (d *Delivery) fail(v Verdict, err error) error {
-	return &Error{Op: v.Kind.String(), Name: d.source(), Err: err}
+	e := &Error{Op: v.Kind.String(), Name: d.source(), Err: err}
+	if a, ok := d.settler.(interface{ Adapter() string }); ok {
+		e.Adapter = a.Adapter()
+	}
+	return e
 }
 
 func (d *Delivery) source() string {

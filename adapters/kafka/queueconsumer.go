@@ -130,6 +130,9 @@ func newConsumer(q *Queue, o *broker.ConsumerOptions) (*Consumer, error) {
 // Name returns the queue's name.
 func (c *Consumer) Name() string { return c.q.name }
 
+// Adapter returns the name that errors carry.
+func (c *Consumer) Adapter() string { return adapter }
+
 // Receive does what broker.Consumer promises.
 func (c *Consumer) Receive(ctx context.Context, max int) ([]*broker.Delivery, error) {
 	for {

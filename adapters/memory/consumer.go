@@ -27,6 +27,9 @@ type Consumer struct {
 // Name returns the queue's name.
 func (c *Consumer) Name() string { return c.q.name }
 
+// Adapter returns the name that errors carry.
+func (c *Consumer) Adapter() string { return adapter }
+
 // Receive does what broker.Consumer promises. Expired messages are never
 // delivered.
 func (c *Consumer) Receive(ctx context.Context, max int) ([]*broker.Delivery, error) {

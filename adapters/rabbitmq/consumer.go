@@ -556,6 +556,9 @@ func (c *consumer) live() *acks {
 // Name implements the part of [broker.Queue] that errors of deliveries use.
 func (c *consumer) Name() string { return c.q.info.name }
 
+// Adapter returns the name that errors carry.
+func (c *consumer) Adapter() string { return adapterName }
+
 // Close implements [broker.Consumer]. What was acknowledged before is sent.
 func (c *consumer) Close() error {
 	c.mu.Lock()

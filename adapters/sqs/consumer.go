@@ -92,6 +92,9 @@ func newConsumer(q *Queue, opts *broker.ConsumerOptions) (*Consumer, error) {
 // Name returns the queue's name.
 func (c *Consumer) Name() string { return c.q.t.name }
 
+// Adapter returns the name that errors carry.
+func (c *Consumer) Adapter() string { return adapterName }
+
 // Receive does what [broker.Consumer] says.
 func (c *Consumer) Receive(ctx context.Context, max int) ([]*broker.Delivery, error) {
 	c.want()
