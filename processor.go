@@ -150,33 +150,18 @@ func (p *Processor) validate() error {
 		return Invalid("Stream is nil")
 	case p.Group == "":
 		return Invalid("Group is empty")
-	case p.Handler == nil && p.BatchHandler == nil:
-		return Invalid("Handler is nil")
-	case p.Handler != nil && p.BatchHandler != nil:
-		return Invalid("both Handler and BatchHandler are set: want one")
-	case p.Concurrency < 0:
-		return Invalid("Concurrency %d: must not be negative", p.Concurrency)
 	case p.MaxWindow < 0:
 		return Invalid("MaxWindow %d: must not be negative", p.MaxWindow)
-	case p.MaxBatch < 0:
-		return Invalid("MaxBatch %d: must not be negative", p.MaxBatch)
-	case p.BatchHandler == nil && (p.MaxBatch > 0 || p.MaxWait > 0):
-		return Invalid("MaxBatch and MaxWait need a BatchHandler")
 	case p.MaxWindow > 0 && p.MaxBatch > p.MaxWindow:
 		return Invalid("MaxBatch %d is larger than MaxWindow %d", p.MaxBatch, p.MaxWindow)
 	case p.Retry.MaxAttempts > 0 && p.DeadLetter == nil:
 		return Invalid("Retry.MaxAttempts %d without DeadLetter", p.Retry.MaxAttempts)
 	}
-	for _, f := range []struct {
-		name string
-		d    time.Duration
-	}{
-		{"MaxWait", p.MaxWait}, {"MaxAge", p.MaxAge}, {"CommitInterval", p.CommitInterval},
-		{"DrainTimeout", p.DrainTimeout},
-	} {
-		if err := validDuration(f.name, f.d); err != nil {
-			return err
-		}
+	if err := validHandlers(p.Handler != nil, p.BatchHandler != nil, p.Concurrency, p.MaxBatch, p.MaxWait); err != nil {
+		return err
+	}
+	if err := validDurations(setting{"MaxAge", p.MaxAge}, setting{"CommitInterval", p.CommitInterval}, setting{"DrainTimeout", p.DrainTimeout}); err != nil {
+		return err
 	}
 	switch k := p.Start.Kind(); k {
 	case PositionDefault, PositionEarliest, PositionLatest, PositionTime, PositionOffset:

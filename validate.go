@@ -16,6 +16,39 @@ func validDuration(what string, d time.Duration) error {
 	return nil
 }
 
+// A setting is a duration that a program has set.
+type setting struct {
+	name string
+	d    time.Duration
+}
+
+func validDurations(all ...setting) error {
+	for _, s := range all {
+		if err := validDuration(s.name, s.d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// validHandlers checks what a Worker and a Processor share: one and batch tell
+// which handlers are set.
+func validHandlers(one, batch bool, concurrency, maxBatch int, maxWait time.Duration) error {
+	switch {
+	case !one && !batch:
+		return Invalid("Handler is nil")
+	case one && batch:
+		return Invalid("both Handler and BatchHandler are set: want one")
+	case concurrency < 0:
+		return Invalid("Concurrency %d: must not be negative", concurrency)
+	case maxBatch < 0:
+		return Invalid("MaxBatch %d: must not be negative", maxBatch)
+	case one && (maxBatch > 0 || maxWait > 0):
+		return Invalid("MaxBatch and MaxWait need a BatchHandler")
+	}
+	return validDuration("MaxWait", maxWait)
+}
+
 // ValidateMessage returns nil if a queue with the capabilities c honours every
 // field of m, otherwise an error that wraps ErrInvalid, ErrUnsupported or
 // ErrTooLarge (body, headers and content type counted in bytes; an adapter

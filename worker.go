@@ -111,26 +111,14 @@ func (w *Worker) validate() error {
 	switch {
 	case w.Queue == nil:
 		return Invalid("Queue is nil")
-	case w.Handler == nil && w.BatchHandler == nil:
-		return Invalid("Handler is nil")
-	case w.Handler != nil && w.BatchHandler != nil:
-		return Invalid("both Handler and BatchHandler are set: want one")
-	case w.Concurrency < 0:
-		return Invalid("Concurrency %d: must not be negative", w.Concurrency)
-	case w.MaxBatch < 0:
-		return Invalid("MaxBatch %d: must not be negative", w.MaxBatch)
-	case w.BatchHandler == nil && (w.MaxBatch > 0 || w.MaxWait > 0):
-		return Invalid("MaxBatch and MaxWait need a BatchHandler")
 	case !(w.RateLimit >= 0) || math.IsInf(w.RateLimit, 0):
 		return Invalid("RateLimit %v: want 0 or more a second", w.RateLimit)
 	}
-	for _, f := range []struct {
-		name string
-		d    time.Duration
-	}{{"MaxWait", w.MaxWait}, {"Timeout", w.Timeout}, {"DrainTimeout", w.DrainTimeout}} {
-		if err := validDuration(f.name, f.d); err != nil {
-			return err
-		}
+	if err := validHandlers(w.Handler != nil, w.BatchHandler != nil, w.Concurrency, w.MaxBatch, w.MaxWait); err != nil {
+		return err
+	}
+	if err := validDurations(setting{"Timeout", w.Timeout}, setting{"DrainTimeout", w.DrainTimeout}); err != nil {
+		return err
 	}
 	if err := w.Retry.validate(); err != nil {
 		return err
