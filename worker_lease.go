@@ -182,7 +182,8 @@ func (k *leaseKeeper) extend(now time.Time, due []*job) {
 		case err == nil:
 			j.extended = now
 		case errors.Is(err, ErrLeaseLost):
-			if k.markLost(j) {
+			// Unless a verdict has passed the extension, which then decides.
+			if expired(j.d) && k.markLost(j) {
 				lost = append(lost, j)
 			}
 		case errors.Is(err, ErrUnsupported):

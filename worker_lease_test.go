@@ -44,6 +44,38 @@ func TestWorkerKeepsLeases(t *testing.T) {
 	})
 }
 
+// A verdict that passes an extension on its way makes the broker refuse that:
+// the delivery is settled, not lost.
+func TestWorkerExtendsWhatIsSettled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := brokertest.NewQueue("jobs", messages(1)...)
+		q.Lease = 30 * time.Second
+		extending, acked := make(chan struct{}), make(chan struct{})
+		q.Recorder.Fail = func(_ *broker.Delivery, v broker.Verdict) error {
+			if v.Kind == broker.VerdictAck {
+				close(acked)
+				return nil
+			}
+			close(extending)
+			<-acked
+			return broker.ErrLeaseLost
+		}
+		var seen watch
+		w := &broker.Worker{Queue: q, Logger: quiet, Observe: seen.observe, Handler: func(context.Context, *broker.Delivery) error {
+			<-extending
+			return nil
+		}}
+		stop := start(t, w)
+		advance(time.Minute)
+		if s := w.Stats(); s.Acked != 1 || s.LeaseLost != 0 || len(seen.of(broker.ObservedLeaseLost)) != 0 {
+			t.Errorf("stats %+v", s)
+		}
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
 func TestWorkerLosesALease(t *testing.T) {
 	for _, tc := range []struct {
 		name string
