@@ -101,11 +101,13 @@ func (t *Transactor) ended() error {
 
 // reach waits as faults demand; p.mu is not held meanwhile.
 func (t *Transactor) reach(ctx context.Context) error {
-	f := t.b.srv.faults.Load()
-	if f == nil || ctx.Err() != nil {
-		return nil // the call itself looks at ctx
+	if err := broker.ContextError(ctx); err != nil {
+		return err
 	}
-	return f.reach(ctx, t)
+	if f := t.b.srv.faults.Load(); f != nil {
+		return f.reach(ctx, t)
+	}
+	return nil
 }
 
 // Begin begins a transaction. While one is open it returns ErrConflict.
