@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -90,7 +89,8 @@ func (r *Report) WriteJSON(w io.Writer) error {
 const reportsEnv = "CONFORMANCE_REPORTS"
 
 // save writes the report into the directory that the environment names, if it
-// names one, as name-version.json.
+// names one, as name-version-N.json: a broker's cases may be spread over several
+// runs.
 func (r *Report) save() (err error) {
 	dir := os.Getenv(reportsEnv)
 	if dir == "" {
@@ -105,7 +105,7 @@ func (r *Report) save() (err error) {
 		}
 		return c
 	}, strings.TrimSuffix(r.Name+"-"+r.Version, "-"))
-	f, err := os.Create(filepath.Join(dir, name+".json")) //nolint:gosec // the user names the directory
+	f, err := os.CreateTemp(dir, name+"-*.json")
 	if err != nil {
 		return fmt.Errorf("conformance: %s: %w", reportsEnv, err)
 	}
