@@ -95,10 +95,16 @@ func (m *member) run() {
 		if time.Since(began) > time.Second {
 			backoff = m.s.b.o.MinBackoff
 		}
-		sleep(m.ctx, backoff/2+rand.N(backoff/2+1))
+		sleep(m.ctx, rejoinPause+backoff/2+rand.N(backoff/2+1))
 		backoff = min(2*backoff, m.s.b.o.MaxBackoff)
 	}
 }
+
+// rejoinPause lets the broker notice that a broken connection is gone. A member
+// that joins beside its own old self makes the broker ask the old one to step
+// down; when that is gone before it answers, RabbitMQ 4.0 seems to leave the
+// partition without an active consumer until somebody joins or leaves.
+const rejoinPause = 200 * time.Millisecond
 
 // nowhere is behind any end: the broker sends nothing on a subscription that
 // only tells who is active.
