@@ -212,14 +212,19 @@ func TestFaultThatNeverBites(t *testing.T) {
 	}
 }
 
-// Run leaves its report where the environment says.
+// Each Run leaves a report of its own where the environment says.
 func TestReportsDirectory(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "reports")
 	t.Setenv(reportsEnv, dir)
 	h := realHarness("1")
 	h.Name, h.Version = "a name", "1.2"
 	want := Run(t, h)
-	f, err := os.Open(filepath.Join(dir, "a-name-1.2.json"))
+	Run(t, h)
+	files, err := filepath.Glob(filepath.Join(dir, "a-name-1.2-*.json"))
+	if err != nil || len(files) != 2 {
+		t.Fatalf("files %v, %v: want one for each of two runs", files, err)
+	}
+	f, err := os.Open(files[0])
 	if err != nil {
 		t.Fatal(err)
 	}
