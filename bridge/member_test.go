@@ -74,6 +74,11 @@ func runMember(orders []byte) (err error) {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
+	defer func() { // it may be stopped before it has begun
+		if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+			err = nil
+		}
+	}()
 	go m.endWithParent()
 	// A killed member's partitions are free once its session has ended.
 	o, err := kafka.ParseURL(m.Kafka)

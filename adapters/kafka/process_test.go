@@ -35,7 +35,12 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	conformance.SeedFlag(flag.CommandLine)
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(m,
+		// The test proxy ends its links in the background, and leaves readers
+		// of broken ones behind.
+		goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2.(*ToxicLink).read"),
+		goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2.(*ToxicLink).Start.func2"),
+		goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2/toxics.(*ToxicStub).Run"))
 }
 
 // Orders of a child.

@@ -208,6 +208,22 @@ func TestRun(t *testing.T) {
 	}
 }
 
+// A deployment may end a worker that has not begun: no failure.
+func TestStoppedWhileStarting(t *testing.T) {
+	b := newBench(t, 1, "")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	e := env{stdout: &b.stdout, stderr: &b.stderr, open: bridge.Openers{Brokers: broker.Openers{
+		"memory": func(ctx context.Context, _ string) (broker.Broker, error) {
+			cancel()
+			return nil, ctx.Err()
+		},
+	}}}
+	if code := run(ctx, e, []string{"run", "-c", b.config}); code != exitOK || !strings.Contains(b.stderr.String(), "ended before it ran") {
+		t.Errorf("exit code %d: %s", code, b.stderr.String())
+	}
+}
+
 func TestExitCodes(t *testing.T) {
 	halt := newBench(t, 3, "    task: {body: =fromJSON(value).n.x}\n")
 	data, err := os.ReadFile(halt.config)

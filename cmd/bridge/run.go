@@ -38,6 +38,10 @@ func (c *runCmd) Run(ctx context.Context, e env) error {
 		return fmt.Errorf("tracing: %w", err)
 	}
 	set, err := bridge.Build(ctx, cfg, e.open)
+	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+		log.Info("the bridge ended before it ran")
+		return tracing.close()
+	}
 	if err != nil {
 		return errors.Join(err, tracing.close())
 	}
