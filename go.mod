@@ -3,7 +3,7 @@ module github.com/queuestream/broker
 go 1.26.0
 
 require (
-	github.com/Shopify/toxiproxy/v2 v2.12.0 // tests: faults on the network, in process
+	github.com/Shopify/toxiproxy/v2 v2.12.0 // conformance/faultproxy: faults on the network, in process
 	github.com/alecthomas/kong v1.17.0 // cmd/bridge: the command line
 	github.com/aws/aws-sdk-go-v2 v1.47.7 // adapters/sqs: the client
 	github.com/aws/aws-sdk-go-v2/config v1.33.15 // adapters/sqs: the default configuration chain
@@ -22,8 +22,8 @@ require (
 	github.com/prometheus/client_golang v1.25.0 // cmd/bridge: /metrics
 	github.com/rabbitmq/amqp091-go v1.16.0 // adapters/rabbitmq: the client
 	github.com/rabbitmq/rabbitmq-stream-go-client v1.8.3 // adapters/rabbitmq: the AMQP 1.0 codec of streams
-	github.com/rs/zerolog v1.33.0 // tests: silences toxiproxy
-	github.com/spaolacci/murmur3 v1.1.0 // adapters/rabbitmq: the hash of super streams, as other clients have it
+	github.com/rs/zerolog v1.33.0 // conformance/faultproxy: silences toxiproxy
+	github.com/spaolacci/murmur3 v1.1.0 // indirect; adapters/rabbitmq: the hash of super streams, as other clients have it
 	github.com/testcontainers/testcontainers-go v0.45.0 // conformance/containers: starts the brokers
 	github.com/twmb/franz-go v1.22.2 // adapters/kafka: the client
 	github.com/twmb/franz-go/pkg/kadm v1.19.0 // adapters/kafka: administration
@@ -33,7 +33,7 @@ require (
 	go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp v1.47.0 // cmd/bridge: where traces go
 	go.opentelemetry.io/otel/sdk v1.47.0 // cmd/bridge: traces
 	go.opentelemetry.io/otel/trace v1.47.0 // cmd/bridge: traces
-	go.uber.org/goleak v1.3.0 // tests: no goroutine survives
+	go.uber.org/goleak v1.3.0 // tests, conformance/faultproxy: no goroutine survives
 	go.yaml.in/yaml/v3 v3.0.5 // bridge: configuration with lines
 	golang.org/x/sync v0.24.0 // adapters/rabbitmq: the window of confirms
 	golang.org/x/time v0.16.0 // Worker.RateLimit

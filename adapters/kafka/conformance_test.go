@@ -68,17 +68,17 @@ func TestConformance(t *testing.T) {
 // TestConformanceFaults runs the cases that break the network, or the broker,
 // on one of its own behind a proxy.
 func TestConformanceFaults(t *testing.T) {
-	p := proxied(t)
+	in, p := proxied(t)
 	t.Parallel()
 	for _, s := range suites {
 		if s.only != nil {
 			continue // faults make no difference between the group protocols
 		}
 		t.Run(s.name, func(t *testing.T) { // one after the other: a fault hits all
-			h := s.harness(&kafka.Options{Brokers: []string{p.address()}})
-			h.Version = p.in.Version()
+			h := s.harness(&kafka.Options{Brokers: []string{p.Addr()}})
+			h.Version = in.Version()
 			h.Only = ids(6, 80, 90, 91, 92, 93, 94, 95)
-			h.Restart, h.Faults = p.in.Restart, p.faults()
+			h.Restart, h.Faults = in.Restart, faults(in, p)
 			h.Soon, h.Quiet = 30*time.Second, 500*time.Millisecond
 			conformance.Run(t, h)
 		})

@@ -20,6 +20,7 @@ import (
 	"github.com/queuestream/broker"
 	"github.com/queuestream/broker/adapters/kafka"
 	"github.com/queuestream/broker/conformance"
+	"github.com/queuestream/broker/conformance/faultproxy"
 	"go.uber.org/goleak"
 )
 
@@ -35,12 +36,7 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	conformance.SeedFlag(flag.CommandLine)
-	goleak.VerifyTestMain(m,
-		// The test proxy ends its links in the background, and leaves readers
-		// of broken ones behind.
-		goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2.(*ToxicLink).read"),
-		goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2.(*ToxicLink).Start.func2"),
-		goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2/toxics.(*ToxicStub).Run"))
+	goleak.VerifyTestMain(m, faultproxy.Leftovers()...)
 }
 
 // Orders of a child.

@@ -15,9 +15,10 @@ import (
 	"github.com/queuestream/broker"
 )
 
-func proxied(p *testProxy) func(*Options) {
+// proxied makes a broker go through a proxy.
+func proxied(through string) func(*Options) {
 	return func(o *Options) {
-		o.URLs = []string{p.url}
+		o.URLs = []string{through}
 		o.Management = ""
 		o.MinBackoff, o.MaxBackoff = 10*time.Millisecond, 100*time.Millisecond
 		o.Heartbeat = 2 * time.Second
@@ -30,8 +31,8 @@ func proxied(p *testProxy) func(*Options) {
 func TestCutEverySecond(t *testing.T) {
 	direct := testBroker(t, nil)
 	q := testQueue(t, direct, broker.QueueConfig{})
-	p := newTestProxy(t, testURL(t))
-	b := testBroker(t, proxied(p))
+	p, through := testProxy(t, testURL(t))
+	b := testBroker(t, proxied(through))
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 
@@ -103,13 +104,13 @@ func TestCutEverySecond(t *testing.T) {
 	}
 	cuts, tick := 0, time.NewTicker(time.Second)
 	defer tick.Stop()
-	p.cut()
+	p.Cut()
 	for done := false; !done; {
 		select {
 		case <-consumed:
 			done = true
 		case <-tick.C:
-			p.cut()
+			p.Cut()
 			cuts++
 		case <-ctx.Done():
 			mu.Lock()
@@ -127,13 +128,13 @@ func TestCutEverySecond(t *testing.T) {
 // TestStaleAckSettlesNothing: after a reconnect tags begin at 1 again; the old
 // delivery's verdict must not reach the new one.
 func TestStaleAckSettlesNothing(t *testing.T) {
-	p := newTestProxy(t, testURL(t))
-	b := testBroker(t, proxied(p))
+	p, through := testProxy(t, testURL(t))
+	b := testBroker(t, proxied(through))
 	q := testQueue(t, b, broker.QueueConfig{})
 	publish(t, q, broker.Message{Body: []byte("one")})
 	c := testConsumer(t, q, nil)
 	old := receive(t, c)
-	p.cut()
+	p.Cut()
 	again := receive(t, c)
 	if again.Token() != old.Token() {
 		t.Logf("tags differ: %d, %d", old.Token(), again.Token())
@@ -157,8 +158,8 @@ func TestCloseWhileDown(t *testing.T) {
 		t.Run(how, func(t *testing.T) {
 			direct := testBroker(t, nil)
 			name := testQueue(t, direct, broker.QueueConfig{}).Name()
-			p := newTestProxy(t, testURL(t))
-			b := testBroker(t, proxied(p))
+			p, through := testProxy(t, testURL(t))
+			b := testBroker(t, proxied(through))
 			q, err := b.Queue(t.Context(), name, nil)
 			if err != nil {
 				t.Fatal(err)
@@ -167,9 +168,9 @@ func TestCloseWhileDown(t *testing.T) {
 			c := testConsumer(t, q.(*Queue), nil)
 			d := receive(t, c)
 			if how == "refused" {
-				p.down()
+				p.Down()
 			} else {
-				defer p.blackHole()()
+				defer p.BlackHole()()
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 			defer cancel()
@@ -199,8 +200,8 @@ func TestCloseWhileDown(t *testing.T) {
 func TestHalfOpen(t *testing.T) {
 	direct := testBroker(t, nil)
 	q := testQueue(t, direct, broker.QueueConfig{})
-	p := newTestProxy(t, testURL(t))
-	b := testBroker(t, proxied(p))
+	p, through := testProxy(t, testURL(t))
+	b := testBroker(t, proxied(through))
 	via, err := b.Queue(t.Context(), q.Name(), nil)
 	if err != nil {
 		t.Fatal(err)
@@ -208,7 +209,7 @@ func TestHalfOpen(t *testing.T) {
 	publish(t, via, broker.Message{Body: []byte("before")})
 	c := testConsumer(t, via.(*Queue), nil)
 	ack(t, receive(t, c))
-	stop := p.blackHole()
+	stop := p.BlackHole()
 	done := make(chan error, 1)
 	go func() {
 		_, err := via.Publish(testContext(t), broker.Message{Body: []byte("during")})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"net/url"
 	"os"
 	"strings"
 	"testing"
@@ -13,16 +14,12 @@ import (
 
 	"github.com/queuestream/broker"
 	"github.com/queuestream/broker/conformance"
+	"github.com/queuestream/broker/conformance/faultproxy"
 )
 
 func TestMain(m *testing.M) {
 	conformance.SeedFlag(flag.CommandLine)
-	goleak.VerifyTestMain(m,
-		// The test proxy ends its links in the background, and leaves readers
-		// of broken ones behind.
-		goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2.(*ToxicLink).read"),
-		goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2.(*ToxicLink).Start.func2"),
-		goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2/toxics.(*ToxicStub).Run"))
+	goleak.VerifyTestMain(m, faultproxy.Leftovers()...)
 }
 
 // testURL returns the address of a real broker, or skips.
@@ -37,6 +34,19 @@ func testURL(t testing.TB) string {
 		t.Skip(say)
 	}
 	return u
+}
+
+// testProxy stands between a test and the broker at an address; it returns the
+// address to use instead.
+func testProxy(t testing.TB, address string) (p *faultproxy.Proxy, through string) {
+	t.Helper()
+	u, err := url.Parse(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p = faultproxy.New(t, "127.0.0.1:0", u.Host)
+	u.Host = p.Addr()
+	return p, u.String()
 }
 
 func testContext(t testing.TB) context.Context {

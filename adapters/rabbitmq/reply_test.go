@@ -43,9 +43,9 @@ func serve(t *testing.T, b *Broker, q broker.Queue) {
 func TestDirectReplies(t *testing.T) {
 	direct := testBroker(t, nil)
 	q := testQueue(t, direct, broker.QueueConfig{})
-	p := newTestProxy(t, testURL(t))
+	p, through := testProxy(t, testURL(t))
 	b := testBroker(t, func(o *Options) {
-		proxied(p)(o)
+		proxied(through)(o)
 		o.DirectReplies = true
 	})
 	target, err := b.Queue(testContext(t), q.Name(), nil)
@@ -62,7 +62,7 @@ func TestDirectReplies(t *testing.T) {
 	}()
 	first := testConsumer(t, q, nil)
 	request := receive(t, first)
-	p.cut()
+	p.Cut()
 	if err := <-cut; !errors.Is(err, broker.ErrNotFound) || ctx.Err() != nil {
 		t.Fatalf("a call whose connection broke: %v", err)
 	}
