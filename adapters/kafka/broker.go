@@ -57,6 +57,10 @@ func Open(ctx context.Context, o *Options) (*Broker, error) {
 	if err != nil {
 		return nil, fail("open", "", broker.Invalid("%v", err))
 	}
+	if err := checkPools(b.client); err != nil {
+		b.client.Close()
+		return nil, fail("open", "", err)
+	}
 	b.admin = kadm.NewClient(b.client)
 	if err := b.Ping(ctx); err != nil {
 		b.client.Close()

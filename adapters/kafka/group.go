@@ -94,6 +94,7 @@ func newGroupConsumer(s *Stream, group string, opts *broker.GroupOptions) (*Grou
 		kgo.OnPartitionsRevoked(c.onRevoked),
 		kgo.OnPartitionsLost(c.onLost),
 		kgo.AdjustFetchOffsetsFn(c.onStart),
+		kgo.WithPools(&slabs),
 	)...)
 	if err != nil {
 		c.stopped(broker.ErrClosed)

@@ -80,6 +80,7 @@ type Options struct {
 
 	// Client options of franz-go, applied last: hooks, versions and what else
 	// has no field above. They apply to every client that the Broker makes.
+	// A pool of decompressed bytes (kgo.PoolDecompressBytes) is refused.
 	Client []kgo.Opt
 }
 

@@ -276,7 +276,7 @@ func (f *fetcher) fetch(ctx context.Context, leader int32, spans []*span) ([]*br
 				continue
 			}
 			fp, next := kgo.ProcessFetchPartition(kgo.ProcessFetchPartitionOpts{
-				Offset: spans[k].next, IsolationLevel: isolation, Topic: f.s.topic.name, Partition: rp.Partition,
+				Offset: spans[k].next, IsolationLevel: isolation, Topic: f.s.topic.name, Partition: rp.Partition, Pools: []kgo.Pool{&slabs},
 			}, rp, kgo.DefaultDecompressor(), nil)
 			if fp.Err != nil {
 				errs = append(errs, fmt.Errorf("partition %d at offset %d: %w", rp.Partition, spans[k].next, fp.Err))

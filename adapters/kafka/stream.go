@@ -247,7 +247,8 @@ func (s *Stream) Close() error {
 	return errors.Join(errs...)
 }
 
-// records translates what was fetched, in one slab. stamp returns the
+// records translates what was fetched, in one slab, and gives the client back
+// the memory of its records. stamp returns the
 // assignment of a partition of a topic, and whether its records are wanted.
 func records(fetches kgo.Fetches, stamp func(id kadm.TopicID, p *kgo.FetchPartition) (*broker.Assignment, bool)) []*broker.Record {
 	n, headers := 0, 0
@@ -282,6 +283,7 @@ func records(fetches kgo.Fetches, stamp func(id kadm.TopicID, p *kgo.FetchPartit
 					r := &slab[len(out)]
 					toRecord(r, in, a, &hs)
 					out = append(out, r)
+					in.Recycle()
 				}
 			}
 		}
