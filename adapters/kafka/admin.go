@@ -134,8 +134,10 @@ func await(ctx context.Context, ask func() (bool, error)) error {
 		if ok {
 			return nil
 		}
-		if err := sleep(ctx, wait); err != nil {
-			return err
+		if end := sleep(ctx, wait); err != nil && end != nil {
+			return bounded(ctx, err)
+		} else if end != nil {
+			return end
 		}
 	}
 }

@@ -125,25 +125,31 @@ type stored struct {
 }
 
 // storedOffsets returns what group has stored, without the partitions where it
-// has nothing.
+// has nothing. It waits up to retryTimeout for the end of a transaction that
+// stores some.
 func (s *Stream) storedOffsets(ctx context.Context, group string) (map[int32]stored, error) {
-	all, err := s.b.admin.FetchOffsetsForTopics(kadm.RequireStable(ctx), group, s.topic.name)
-	if errors.Is(err, kerr.GroupIDNotFound) { // nobody has joined it yet
-		return nil, nil
-	}
-	if err != nil {
-		return nil, bounded(ctx, authError(err))
-	}
 	out := map[int32]stored{}
-	for p, o := range all[s.topic.name] {
-		if o.Err != nil {
-			return nil, o.Err
+	ctx, cancel := context.WithTimeout(ctx, retryTimeout)
+	defer cancel()
+	return out, concurrent(ctx, func() error {
+		all, err := s.b.admin.FetchOffsetsForTopics(kadm.RequireStable(ctx), group, s.topic.name)
+		if errors.Is(err, kerr.GroupIDNotFound) { // nobody has joined it yet
+			return nil
 		}
-		if o.At >= 0 {
-			out[p] = stored{o.At, o.Metadata == committedReader}
+		if err != nil {
+			return authError(err)
 		}
-	}
-	return out, nil
+		clear(out)
+		for p, o := range all[s.topic.name] {
+			if o.Err != nil {
+				return o.Err
+			}
+			if o.At >= 0 {
+				out[p] = stored{o.At, o.Metadata == committedReader}
+			}
+		}
+		return nil
+	})
 }
 
 // Seek does what broker.GroupConsumer promises.
