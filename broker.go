@@ -143,7 +143,8 @@ type GroupOptions struct {
 	Start         Position // where the group has no offset yet; zero: Earliest
 	ReadCommitted bool     // hide records of open and aborted transactions
 
-	// OnAssigned runs after partitions were added to this member.
+	// OnAssigned runs after partitions were added to this member, and before
+	// Receive returns records of them.
 	OnAssigned func(partitions []int32)
 	// OnRevoked runs before the hand-over, which waits for it (until ctx ends,
 	// set by the broker's rebalance time-out); Commit works inside.

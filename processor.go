@@ -229,7 +229,7 @@ func (r *processorRun) open(ctx context.Context) error {
 	}
 	c, err := r.p.Stream.Consumer(ctx, r.p.Group, &GroupOptions{
 		Start: r.p.Start, ReadCommitted: r.p.ReadCommitted,
-		OnAssigned: func([]int32) {}, OnRevoked: r.revoked, OnLost: r.lost,
+		OnAssigned: r.assigned, OnRevoked: r.revoked, OnLost: r.lost,
 	})
 	if err != nil {
 		return err

@@ -124,6 +124,61 @@ func TestProcessorHandsOverBehindACommit(t *testing.T) {
 	})
 }
 
+// A lateStream does something after a member has handed over and before it
+// loses its hold.
+type lateStream struct {
+	broker.Stream
+	late func()
+}
+
+func (s lateStream) Consumer(ctx context.Context, group string, opts *broker.GroupOptions) (broker.GroupConsumer, error) {
+	o := *opts
+	o.OnRevoked = func(ctx context.Context, ids []int32) {
+		opts.OnRevoked(ctx, ids)
+		s.late()
+	}
+	return s.Stream.Consumer(ctx, group, &o)
+}
+
+// Records that were received and not looked at when their partition was
+// revoked, the first ones of it, belong to the next member.
+func TestProcessorHandsOverWhatItHasJustReceived(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := brokertest.NewStream("events", 1)
+		fill(t, s, 10, 10)
+		began, release := make(chan struct{}), make(chan struct{})
+		first := sync.OnceFunc(func() {
+			close(began)
+			<-release
+		})
+		var j journal
+		late := lateStream{s, func() {
+			close(release)
+			synctest.Wait()
+		}}
+		p := &broker.Processor{
+			Stream: late, Group: "g", Logger: quiet,
+			OrderBy: func(r *broker.Record) string { first(); return string(r.Key) },
+			Handler: func(_ context.Context, r *broker.Record) error { j.add(r); return nil },
+		}
+		stop := start(t, p)
+		<-began
+		s.Revoke(t.Context(), "g", 0)
+		synctest.Wait()
+		if n := j.len(); n != 0 {
+			t.Errorf("%d records were handled after the hand-over", n)
+		}
+		s.Assign("g", 0)
+		advance(time.Minute)
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+		if n, c := j.len(), s.Committed("g", 0); n != 10 || c != 10 {
+			t.Errorf("handled %d and committed %d of 10", n, c)
+		}
+	})
+}
+
 func TestProcessorFencesLostPartitions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := brokertest.NewStream("events", 1)

@@ -37,6 +37,7 @@ type processorRun struct {
 	cond     *sync.Cond // something is ready, or the lanes are to end
 	consumer GroupConsumer
 	parts    map[int32]*partition
+	handed   map[int32]bool // partitions handed over and not assigned anew: what comes of them is the next member's
 	ready    fifo[*task]
 	inHand   int  // tasks ready, running, waiting or in back-off
 	waiting  int  // lanes that wait
@@ -105,7 +106,7 @@ func newProcessorRun(ctx context.Context, p *Processor) *processorRun {
 	r := &processorRun{
 		p: p, observer: newObserver(p.Stream.Name(), p.Group, p.Observe, p.Logger),
 		lanes: p.Concurrency, maxWindow: p.MaxWindow, interval: p.CommitInterval,
-		seed: maphash.MakeSeed(), parts: map[int32]*partition{},
+		seed: maphash.MakeSeed(), parts: map[int32]*partition{}, handed: map[int32]bool{},
 		wake: make(chan struct{}, 1), check: make(chan struct{}, 1), commits: make(chan struct{}, 1),
 	}
 	if r.lanes == 0 {
@@ -273,6 +274,9 @@ func (r *processorRun) partitionOf(rec *Record) *partition {
 			return nil
 		}
 		return pt
+	}
+	if r.handed[rec.Partition] { // received before, and looked at only now
+		return nil
 	}
 	if r.hurry && r.ctx.Err() != nil { // the whole run drains
 		return nil
@@ -479,9 +483,20 @@ func (r *processorRun) drop(pt *partition, cause error) {
 	r.quietIf(pt)
 }
 
+func (r *processorRun) assigned(ids []int32) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, id := range ids {
+		delete(r.handed, id)
+	}
+}
+
 // revoked hands partitions over: it drains them and commits.
 func (r *processorRun) revoked(ctx context.Context, ids []int32) {
 	r.mu.Lock()
+	for _, id := range ids {
+		r.handed[id] = true
+	}
 	parts := r.held(ids)
 	quiet := r.quiesce(parts)
 	r.mu.Unlock()

@@ -19,6 +19,7 @@ type member struct {
 	pos    map[int32]int64
 	paused map[int32]bool
 	sought map[int32]bool
+	still  map[int32]bool // until OnAssigned has returned, and from OnRevoked on: nothing goes out
 	closed bool
 }
 
@@ -40,7 +41,7 @@ func (s *Stream) Consumer(_ context.Context, name string, opts *broker.GroupOpti
 	m := &member{
 		s: s, g: g, name: name, opts: *opts,
 		parts: map[int32]*broker.Assignment{}, pos: map[int32]int64{},
-		paused: map[int32]bool{}, sought: map[int32]bool{},
+		paused: map[int32]bool{}, sought: map[int32]bool{}, still: map[int32]bool{},
 	}
 	g.member = m
 	s.mu.Unlock()
@@ -67,12 +68,18 @@ func (s *Stream) Assign(name string, partitions ...int32) {
 			c = int64(position(s.logs[p], m.opts.Start, 0))
 		}
 		m.pos[p] = c
+		m.still[p] = true
 	}
-	s.wakeAll()
 	s.mu.Unlock()
 	if m.opts.OnAssigned != nil {
 		m.opts.OnAssigned(partitions)
 	}
+	s.mu.Lock()
+	for _, p := range partitions {
+		delete(m.still, p)
+	}
+	s.wakeAll()
+	s.mu.Unlock()
 }
 
 // Revoke takes partitions from the group's member, which drains them first.
@@ -96,6 +103,11 @@ func (s *Stream) Lose(name string, partitions ...int32) {
 func (s *Stream) take(name string, partitions []int32, before bool, tell func(*member)) {
 	s.mu.Lock()
 	m := s.group(name).member
+	if m != nil {
+		for _, p := range partitions {
+			m.still[p] = true
+		}
+	}
 	s.mu.Unlock()
 	if m == nil {
 		return
@@ -154,7 +166,7 @@ func (m *member) Receive(ctx context.Context, max int) ([]*broker.Record, error)
 func (m *member) takeRecords(max int) []*broker.Record {
 	var rs []*broker.Record
 	for _, p := range slices.Sorted(maps.Keys(m.parts)) {
-		if m.paused[p] {
+		if m.paused[p] || m.still[p] {
 			continue
 		}
 		l := m.s.logs[p]
