@@ -254,7 +254,7 @@ func (c *GroupConsumer) fetchError(fetches kgo.Fetches) error {
 		case errors.Is(err, kerr.UnknownTopicOrPartition), errors.Is(err, kerr.UnknownTopicID):
 			out = errors.Join(out, err)
 		default:
-			if err = classify(err); temporary(err) || errors.Is(err, broker.ErrFenced) || errors.Is(err, broker.ErrOutOfRange) {
+			if err = classify(err); inRebalance(err) || temporary(err) || errors.Is(err, broker.ErrFenced) || errors.Is(err, broker.ErrOutOfRange) {
 				c.log(slog.LevelWarn, "kafka: fetching failed; the client tries again", "partition", partition, "error", err)
 				return
 			}

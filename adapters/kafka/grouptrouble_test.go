@@ -6,12 +6,15 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/queuestream/broker"
 	"github.com/queuestream/broker/adapters/kafka"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 // Members are processes. Three are killed amid their work, one is stopped for
@@ -44,7 +47,7 @@ func onProtocols(t *testing.T, test func(t *testing.T, o *kafka.Options)) {
 func killAndStop(t *testing.T, o *kafka.Options) {
 	const partitions, window, each = 4, 32, 400
 	s := declare(t, open(t, o), broker.StreamConfig{Partitions: partitions})
-	order := orders{Brokers: o.Brokers, ServerSide: o.ServerSideGroups, Stream: s.Name(), Group: "g", Window: window, Work: 2 * time.Millisecond}
+	order := orders{Brokers: o.Brokers, ServerSide: o.ServerSideGroups, Stream: s.Name(), Group: s.Name(), Window: window, Work: 2 * time.Millisecond}
 	members := []*process{startChild(t, order), startChild(t, order), startChild(t, order)}
 	var all []*process
 	victims := map[*process]bool{}
@@ -102,7 +105,7 @@ func killAndStop(t *testing.T, o *kafka.Options) {
 	for _, p := range members {
 		p.stop(t)
 	}
-	lag, err := s.Lag(testContext(t), "g")
+	lag, err := s.Lag(testContext(t), s.Name())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -156,11 +159,11 @@ func stopAndFence(t *testing.T, o *kafka.Options) {
 	s := declare(t, open(t, o), broker.StreamConfig{Partitions: 1})
 	const n = 40
 	publish(t, s, n)
-	zombie := startChild(t, orders{Brokers: o.Brokers, ServerSide: o.ServerSideGroups, Stream: s.Name(), Group: "g", ByHand: true})
+	zombie := startChild(t, orders{Brokers: o.Brokers, ServerSide: o.ServerSideGroups, Stream: s.Name(), Group: s.Name(), ByHand: true})
 	zombie.says(t, "half", 1)
 	had := zombie.done()
 	zombie.signal(t, syscall.SIGSTOP)
-	other := member(t, s, "g", nil)
+	other := member(t, s, s.Name(), nil)
 	rest := receive(t, other, n-len(had)/2) // behind what was committed
 	if want := fmt.Sprintf("v%d", len(had)/2); string(rest[0].Value) != want {
 		t.Errorf("the group resumes at %s, want %s, which follows the commit", rest[0].Value, want)
@@ -175,7 +178,7 @@ func stopAndFence(t *testing.T, o *kafka.Options) {
 	if line := zombie.says(t, "commit", 1); !strings.Contains(line, "fenced=true") {
 		t.Errorf("the zombie's commit: %s, want ErrFenced", line)
 	}
-	lag, err := s.Lag(ctx, "g")
+	lag, err := s.Lag(ctx, s.Name())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -185,15 +188,12 @@ func stopAndFence(t *testing.T, o *kafka.Options) {
 }
 
 // Thirty members come and go while records are published: each is handled, and
-// again only within an uncommitted window. Members leave in good order, so that
-// a hand-over alone repeats nothing; amid a storm of them a few records are
-// handled twice at times (12 of 1,800 seen).
+// only once, since the members leave in good order.
 func TestStormOfJoinsAndLeaves(t *testing.T) {
 	onProtocols(t, storm)
 }
 
 func storm(t *testing.T, o *kafka.Options) {
-	const window = 64
 	b := open(t, o)
 	s := declare(t, b, broker.StreamConfig{Partitions: 6})
 	ctx := testContext(t)
@@ -202,7 +202,7 @@ func storm(t *testing.T, o *kafka.Options) {
 	run := func() (stop func()) {
 		ctx, cancel := context.WithCancel(ctx)
 		done := make(chan error, 1)
-		p := &broker.Processor{Stream: s, Group: "g", MaxWindow: window, Concurrency: 2, Handler: func(_ context.Context, r *broker.Record) error {
+		p := &broker.Processor{Stream: s, Group: s.Name(), MaxWindow: 64, Concurrency: 2, Handler: func(_ context.Context, r *broker.Record) error {
 			mu.Lock()
 			defer mu.Unlock()
 			handled[string(r.Value)]++
@@ -255,11 +255,10 @@ func storm(t *testing.T, o *kafka.Options) {
 			twice++
 		}
 	}
-	t.Logf("%d of %d records were handled more than once", twice, sent)
-	if twice > window {
-		t.Errorf("%d of %d records were handled more than once, more than a window of %d", twice, sent, window)
+	if twice > 0 {
+		t.Errorf("%d of %d records were handled more than once", twice, sent)
 	}
-	lag, err := s.Lag(ctx, "g")
+	lag, err := s.Lag(ctx, s.Name())
 	if err != nil && !errors.Is(err, context.Canceled) {
 		t.Fatal(err)
 	}
@@ -267,5 +266,27 @@ func storm(t *testing.T, o *kafka.Options) {
 		if l.Lag != 0 {
 			t.Errorf("partition %d: lag %d in the end", l.Partition, l.Lag)
 		}
+	}
+}
+
+// A join that the broker refuses for the moment is tried again, and no error.
+func TestJoinRefusedForTheMoment(t *testing.T) {
+	cluster := fake(t)
+	b := open(t, &kafka.Options{Brokers: cluster.ListenAddrs()})
+	s := declare(t, b, broker.StreamConfig{Partitions: 1})
+	publish(t, s, 3)
+	var refused atomic.Bool
+	cluster.ControlKey(kmsg.JoinGroup.Int16(), func(req kmsg.Request) (kmsg.Response, error, bool) { //nolint:revive // kfake's order
+		refused.Store(true)
+		resp, ok := req.ResponseKind().(*kmsg.JoinGroupResponse)
+		if !ok {
+			return nil, fmt.Errorf("answer of type %T to a join", resp), true
+		}
+		resp.ErrorCode = kerr.RebalanceInProgress.Code
+		return resp, nil, true
+	})
+	receive(t, member(t, s, s.Name(), nil), 3)
+	if !refused.Load() {
+		t.Error("no join was refused: this test shows nothing")
 	}
 }

@@ -39,7 +39,7 @@ func TestRecordsOutliveTheClientsMemory(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	c := member(t, s, "g", nil)
+	c := member(t, s, s.Name(), nil)
 	var all []*broker.Record
 	for len(all) < batches*each {
 		rs, err := c.Receive(testContext(t), 70)

@@ -68,7 +68,7 @@ func TestTLSAndSASL(t *testing.T) {
 			o.TLS = client
 			s := declare(t, open(t, o), broker.StreamConfig{Partitions: 1})
 			publish(t, s, 5)
-			c := member(t, s, "g", nil)
+			c := member(t, s, s.Name(), nil)
 			if err := c.Commit(testContext(t), receive(t, c, 5)...); err != nil {
 				t.Error(err)
 			}

@@ -64,7 +64,7 @@ func TestGroupReadsCommitsAndResumes(t *testing.T) {
 		ctx := testContext(t)
 		s := declare(t, open(t, o), broker.StreamConfig{Partitions: 4})
 		publish(t, s, 100)
-		c := member(t, s, "g", nil)
+		c := member(t, s, s.Name(), nil)
 		rs := receive(t, c, 100)
 		last := map[int32]broker.Offset{}
 		for _, r := range rs {
@@ -79,7 +79,7 @@ func TestGroupReadsCommitsAndResumes(t *testing.T) {
 		if err := c.Commit(ctx, rs[:10]...); err != nil {
 			t.Fatal(err)
 		}
-		lag, err := s.Lag(ctx, "g")
+		lag, err := s.Lag(ctx, s.Name())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -96,7 +96,7 @@ func TestGroupReadsCommitsAndResumes(t *testing.T) {
 		if err := c.Commit(ctx, rs...); !errors.Is(err, broker.ErrClosed) {
 			t.Errorf("commit after close: %v", err)
 		}
-		rest := receive(t, member(t, s, "g", nil), 40)
+		rest := receive(t, member(t, s, s.Name(), nil), 40)
 		for _, r := range rest {
 			if slices.ContainsFunc(rs[:60], func(q *broker.Record) bool { return q.Partition == r.Partition && q.Offset() == r.Offset() }) {
 				t.Fatalf("partition %d offset %v came again", r.Partition, r.Offset())
@@ -119,7 +119,7 @@ func TestSeekPauseAndResume(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		c := member(t, s, "g", nil)
+		c := member(t, s, s.Name(), nil)
 		receive(t, c, 30)
 		for _, seek := range []struct {
 			to   broker.Position
@@ -203,13 +203,13 @@ func TestTwoMembersShareAndHandOver(t *testing.T) {
 		ctx := testContext(t)
 		s := declare(t, open(t, o), broker.StreamConfig{Partitions: 4})
 		revoked := make(chan int, 100)
-		a := member(t, s, "g", &broker.GroupOptions{OnRevoked: func(_ context.Context, ps []int32) { revoked <- len(ps) }})
+		a := member(t, s, s.Name(), &broker.GroupOptions{OnRevoked: func(_ context.Context, ps []int32) { revoked <- len(ps) }})
 		publish(t, s, 40)
 		rs := receive(t, a, 40)
 		if err := a.Commit(ctx, rs...); err != nil {
 			t.Fatal(err)
 		}
-		b := member(t, s, "g", nil)
+		b := member(t, s, s.Name(), nil)
 		receiving, stop := context.WithCancel(ctx)
 		defer stop()
 		done := make(chan error, 2)
@@ -247,21 +247,21 @@ func TestResetGroup(t *testing.T) {
 		b := open(t, o)
 		s := declare(t, b, broker.StreamConfig{Partitions: 1})
 		publish(t, s, 10)
-		c := member(t, s, "g", nil)
+		c := member(t, s, s.Name(), nil)
 		rs := receive(t, c, 10)
 		if err := c.Commit(ctx, rs...); err != nil {
 			t.Fatal(err)
 		}
-		if err := b.ResetGroup(ctx, s.Name(), "g", broker.Earliest()); !errors.Is(err, broker.ErrConflict) {
+		if err := b.ResetGroup(ctx, s.Name(), s.Name(), broker.Earliest()); !errors.Is(err, broker.ErrConflict) {
 			t.Errorf("reset of a group with a member: %v, want ErrConflict", err)
 		}
 		if err := c.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if err := b.ResetGroup(ctx, s.Name(), "g", broker.AtOffset(broker.NewOffset(4))); err != nil {
+		if err := b.ResetGroup(ctx, s.Name(), s.Name(), broker.AtOffset(broker.NewOffset(4))); err != nil {
 			t.Fatal(err)
 		}
-		if r := receive(t, member(t, s, "g", nil), 1)[0]; r.Offset() != broker.NewOffset(4) {
+		if r := receive(t, member(t, s, s.Name(), nil), 1)[0]; r.Offset() != broker.NewOffset(4) {
 			t.Errorf("after the reset the group begins at %v, want 4", r.Offset())
 		}
 	})

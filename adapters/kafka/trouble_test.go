@@ -37,14 +37,14 @@ func TestStoppedMemberIsFenced(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		stopped := member(t, mine, "g", nil)
+		stopped := member(t, mine, mine.Name(), nil)
 		first := receive(t, stopped, 20)
 		if err := stopped.Commit(ctx, first[:10]...); err != nil {
 			t.Fatal(err)
 		}
 		f.freeze()
 
-		other := member(t, s, "g", nil)
+		other := member(t, s, s.Name(), nil)
 		rest := receive(t, other, 30)
 		seen := map[string]int{}
 		for _, r := range append(first[:10:10], rest...) {
@@ -60,7 +60,7 @@ func TestStoppedMemberIsFenced(t *testing.T) {
 		if err := stopped.Commit(ctx, first...); !errors.Is(err, broker.ErrFenced) {
 			t.Errorf("commit of the member that was stopped: %v, want ErrFenced", err)
 		}
-		lag, err := s.Lag(ctx, "g")
+		lag, err := s.Lag(ctx, s.Name())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -116,7 +116,7 @@ func TestBrokerDownLater(t *testing.T) {
 		t.Fatal(err)
 	}
 	publish(t, s, 1)
-	c, err := s.Consumer(ctx, "g", nil)
+	c, err := s.Consumer(ctx, s.Name(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -300,7 +300,7 @@ func TestTopicDeletedAndCreatedAgain(t *testing.T) {
 		b := open(t, o)
 		s := declare(t, b, broker.StreamConfig{Partitions: 1})
 		publish(t, s, 3)
-		c := member(t, s, "g", nil)
+		c := member(t, s, s.Name(), nil)
 		receive(t, c, 3)
 		if err := b.DeleteStream(ctx, s.Name()); err != nil {
 			t.Fatal(err)
@@ -335,7 +335,7 @@ func TestTopicReplaced(t *testing.T) {
 		b := open(t, o)
 		s := declare(t, b, broker.StreamConfig{Partitions: 1})
 		publish(t, s, 3)
-		c := member(t, s, "g", nil)
+		c := member(t, s, s.Name(), nil)
 		old := receive(t, c, 3)
 		if err := c.Commit(ctx, old[0]); err != nil {
 			t.Fatal(err)
@@ -370,7 +370,7 @@ func TestTopicReplaced(t *testing.T) {
 		if err := c.Close(); err != nil {
 			t.Error(err)
 		}
-		next := member(t, again, "g", nil)
+		next := member(t, again, again.Name(), nil)
 		first := receive(t, next, 1)[0] // the group's offsets went with the old topic
 		if first.Offset() != broker.NewOffset(0) {
 			t.Errorf("the group begins at offset %v of the new topic", first.Offset())

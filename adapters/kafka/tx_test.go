@@ -80,11 +80,11 @@ func TestTransactionsHideWhatIsNotCommitted(t *testing.T) {
 			return len(got) == 1 && got[0] == "kept"
 		})
 		// Nothing but markers and aborted records lies behind the only record.
-		c := member(t, s, "g", &broker.GroupOptions{ReadCommitted: true})
+		c := member(t, s, s.Name(), &broker.GroupOptions{ReadCommitted: true})
 		if err := c.Commit(ctx, receive(t, c, 1)...); err != nil {
 			t.Fatal(err)
 		}
-		lag, err := s.Lag(ctx, "g")
+		lag, err := s.Lag(ctx, s.Name())
 		if err != nil || lag[0].Lag != 0 {
 			t.Errorf("lag %+v and %v behind the last record, want 0", lag, err)
 		}
@@ -98,7 +98,7 @@ func TestTransactionCommitsThePrefixAndRewinds(t *testing.T) {
 		in := declare(t, b, broker.StreamConfig{Partitions: 1})
 		out := declare(t, b, broker.StreamConfig{Partitions: 1})
 		publish(t, in, 10)
-		c := member(t, in, "g", &broker.GroupOptions{ReadCommitted: true})
+		c := member(t, in, in.Name(), &broker.GroupOptions{ReadCommitted: true})
 		x := transactor(t, b, name(t))
 		at := func(want int64) []*broker.Record {
 			t.Helper()
@@ -186,7 +186,7 @@ func TestTransactionOfAFormerOwnerIsRefused(t *testing.T) {
 		in := declare(t, b, broker.StreamConfig{Partitions: 1})
 		out := declare(t, b, broker.StreamConfig{Partitions: 1})
 		publish(t, in, 4)
-		c, err := in.Consumer(ctx, "g", nil)
+		c, err := in.Consumer(ctx, in.Name(), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -208,7 +208,7 @@ func TestTransactionOfAFormerOwnerIsRefused(t *testing.T) {
 		if got := values(t, out, true); len(got) != 0 {
 			t.Errorf("%v of an aborted transaction is visible", got)
 		}
-		receive(t, member(t, in, "g", nil), 4)
+		receive(t, member(t, in, in.Name(), nil), 4)
 	})
 }
 
