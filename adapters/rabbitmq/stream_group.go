@@ -5,19 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"math"
-	"math/rand/v2"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/queuestream/broker"
-	"github.com/queuestream/broker/adapters/rabbitmq/internal/streamwire"
 )
-
-// revokeTimeout bounds OnRevoked: the broker waits for its answer before it
-// makes another member active.
-const revokeTimeout = 10 * time.Second
 
 // A member is a single active consumer of every partition. Those subscriptions
 // only tell which partitions are its own; the records of a partition come over
@@ -30,9 +22,13 @@ type member struct {
 	cancel context.CancelFunc
 	work   sync.WaitGroup // run, and each hold
 
+	role  string          // of its connection to each node: no other member of the group is on it
+	again bool            // of run: the member was in the group before
+	views map[int32]*view // of run: what it sees of the partitions that others have
+
 	mu     sync.Mutex
+	seats  map[int32]*seat
 	holds  map[int32]*hold
-	try    int // to join: what an earlier one is told counts no more
 	turn   int // partition that Receive looks at first
 	paused map[int32]bool
 	wake   chan struct{}
@@ -56,7 +52,7 @@ func (s *Stream) consumer(ctx context.Context, group string, opts *broker.GroupO
 		return nil, fmt.Errorf("group: %w", err)
 	}
 	m := &member{
-		s: s, group: group, holds: map[int32]*hold{},
+		s: s, group: group, seats: map[int32]*seat{}, holds: map[int32]*hold{}, views: map[int32]*view{},
 		paused: map[int32]bool{}, wake: make(chan struct{}, 1),
 	}
 	if opts != nil {
@@ -77,181 +73,10 @@ func (s *Stream) consumer(ctx context.Context, group string, opts *broker.GroupO
 		m.cancel()
 		return nil, broker.ErrClosed
 	}
+	m.role = s.b.streams.groupRole(s.name, group)
 	s.members[m] = struct{}{}
 	m.work.Go(m.run)
 	return m, nil
-}
-
-// run keeps the member in the group until Close.
-func (m *member) run() {
-	backoff := m.s.b.o.MinBackoff
-	for m.ctx.Err() == nil {
-		began := time.Now()
-		err := m.session()
-		if m.ctx.Err() != nil {
-			return
-		}
-		m.s.b.o.Logger.Warn("left the group for a moment", "adapter", adapterName, "stream", m.s.name, "group", m.group, "error", err)
-		if time.Since(began) > time.Second {
-			backoff = m.s.b.o.MinBackoff
-		}
-		sleep(m.ctx, rejoinPause+backoff/2+rand.N(backoff/2+1))
-		backoff = min(2*backoff, m.s.b.o.MaxBackoff)
-	}
-}
-
-// rejoinPause lets the broker notice that a broken connection is gone. A member
-// that joins beside its own old self makes the broker ask the old one to step
-// down; when that is gone before it answers, RabbitMQ 4.0 seems to leave the
-// partition without an active consumer until somebody joins or leaves.
-const rejoinPause = 200 * time.Millisecond
-
-// nowhere is behind any end: the broker sends nothing on a subscription that
-// only tells who is active.
-var nowhere = streamwire.AtOffset(math.MaxInt64 >> 1)
-
-// session is in the group from join to the loss of a connection, or Close.
-func (m *member) session() error {
-	m.mu.Lock()
-	m.try++
-	try := m.try
-	m.mu.Unlock()
-	ctx, cancel := context.WithCancelCause(m.ctx)
-	defer cancel(nil)
-	subs, err := m.join(ctx, try)
-	for _, sub := range subs {
-		go func() {
-			select {
-			case <-sub.Done():
-				cancel(sub.Err())
-			case <-ctx.Done():
-			}
-		}()
-	}
-	if err == nil {
-		<-ctx.Done()
-		err = context.Cause(ctx)
-	}
-	m.lose() // before another becomes active
-	var leaving sync.WaitGroup
-	for _, sub := range subs {
-		leaving.Go(func() { m.s.unsubscribe(sub) })
-	}
-	leaving.Wait()
-	return err
-}
-
-// join subscribes to every partition. The broker gives partition i to the i-th
-// member in the order of joining, so members join one after the other and each
-// in the order of the partitions: else one may get nothing.
-func (m *member) join(ctx context.Context, try int) (subs []*streamwire.Subscription, err error) {
-	select {
-	case <-m.s.b.streams.joining:
-		defer func() { m.s.b.streams.joining <- struct{}{} }()
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	for i, name := range m.s.partitions {
-		k, err := m.s.b.streams.leader(ctx, roleGroup, name)
-		if err != nil {
-			return subs, err
-		}
-		p := int32(i) //nolint:gosec // few
-		o := streamwire.SubscribeOptions{Group: m.group, Credits: 1, Update: func(active bool) streamwire.Start {
-			if active {
-				m.assign(p, try, k)
-			} else {
-				m.revoke(p)
-			}
-			return nowhere
-		}}
-		if m.s.super {
-			o.SuperStream = m.s.name
-		}
-		sub, err := k.Subscribe(ctx, name, nowhere, o)
-		if err != nil {
-			return subs, err
-		}
-		subs = append(subs, sub)
-	}
-	return subs, nil
-}
-
-// assign runs while the broker waits for the answer.
-func (m *member) assign(p int32, try int, k *streamwire.Conn) {
-	h := newHold(m, p, k)
-	m.mu.Lock()
-	if m.closed || m.try != try {
-		m.mu.Unlock()
-		h.cancel()
-		return
-	}
-	old := m.holds[p]
-	m.holds[p] = h
-	m.mu.Unlock()
-	if old != nil {
-		old.end()
-	}
-	if m.o.OnAssigned != nil {
-		m.o.OnAssigned([]int32{p})
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.holds[p] == h && !m.closed {
-		m.work.Go(h.run)
-	}
-}
-
-// revoke runs while the broker waits for the answer: the hand-over waits.
-func (m *member) revoke(p int32) {
-	m.mu.Lock()
-	h := m.holds[p]
-	if h != nil {
-		h.buf, h.over = nil, true // nothing more goes out
-		h.stop()
-	}
-	m.mu.Unlock()
-	if h == nil {
-		return
-	}
-	if m.o.OnRevoked != nil {
-		ctx, cancel := context.WithTimeout(m.ctx, revokeTimeout)
-		defer cancel()
-		returned := make(chan struct{})
-		go func() {
-			defer close(returned)
-			m.o.OnRevoked(ctx, []int32{p})
-		}()
-		select {
-		case <-returned:
-		case <-ctx.Done():
-		}
-	}
-	m.mu.Lock()
-	if m.holds[p] == h {
-		delete(m.holds, p)
-	}
-	m.mu.Unlock()
-	h.end()
-}
-
-// lose ends every hold: another member may have the partitions by now.
-func (m *member) lose() {
-	m.mu.Lock()
-	hs := slices.Collect(maps.Values(m.holds))
-	clear(m.holds)
-	closed := m.closed
-	m.try++
-	m.mu.Unlock()
-	var ids []int32
-	for _, h := range hs {
-		h.end()
-		ids = append(ids, h.partition)
-	}
-	slices.Sort(ids)
-	if len(ids) > 0 && !closed && m.o.OnLost != nil {
-		m.o.OnLost(ids)
-	}
 }
 
 func (m *member) signal() {
@@ -447,5 +272,8 @@ func (m *member) close() {
 	m.work.Wait()
 	m.s.mu.Lock()
 	defer m.s.mu.Unlock()
-	delete(m.s.members, m)
+	if _, ok := m.s.members[m]; ok {
+		delete(m.s.members, m)
+		m.s.b.streams.freeRole(m.s.name, m.group, m.role)
+	}
 }

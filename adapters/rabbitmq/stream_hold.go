@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -19,6 +20,7 @@ const holdBuffer = 1000
 // A hold is a partition from assigned to revoked or lost.
 type hold struct {
 	m         *member
+	seat      *seat
 	partition int32
 	k         *streamwire.Conn // makes the member the active one
 	a         *broker.Assignment
@@ -32,17 +34,21 @@ type hold struct {
 
 	// guarded by m.mu
 	over      bool // nothing more goes out
-	epoch     int  // counts seeks
+	reading   bool
+	epoch     int // counts seeks
 	at        *start
 	stop      context.CancelFunc // ends the read of this epoch
 	buf       []*broker.Record
+	next      int64 // to be read
 	committed int64 // -1: unknown
+	signed    int64 // what was committed at the last sign of life
 }
 
-func newHold(m *member, p int32, k *streamwire.Conn) *hold {
+func newHold(m *member, st *seat, k *streamwire.Conn) *hold {
 	h := &hold{
-		m: m, partition: p, k: k, a: &broker.Assignment{Stream: m.s.name, Group: m.group, Partition: p},
-		room: make(chan struct{}, 1), turn: make(chan struct{}, 1), stop: func() {}, committed: -1,
+		m: m, seat: st, partition: st.partition, k: k,
+		a:    &broker.Assignment{Stream: m.s.name, Group: m.group, Partition: st.partition},
+		room: make(chan struct{}, 1), turn: make(chan struct{}, 1), stop: func() {}, committed: -1, signed: -2,
 	}
 	h.turn <- struct{}{}
 	h.ctx, h.cancel = context.WithCancel(m.ctx)
@@ -100,19 +106,36 @@ func (h *hold) position() (start, int, context.Context, error) {
 	ctx, cancel := context.WithCancel(h.ctx)
 	h.stop = cancel
 	h.m.mu.Unlock()
+	var st start
+	committed := int64(-1)
 	if at != nil {
-		return *at, epoch, ctx, nil
-	}
-	st, err := h.m.s.resume(ctx, h.m.group, h.partition, h.m.o.Start)
-	if err != nil {
-		return st, epoch, ctx, err
+		st = *at
+	} else {
+		var err error
+		if st, err = h.m.s.resume(ctx, h.m.group, h.partition, h.m.o.Start); err != nil {
+			return st, epoch, ctx, err
+		}
+		if st.stored {
+			committed = st.offset
+		}
 	}
 	h.m.mu.Lock()
 	defer h.m.mu.Unlock()
 	if h.epoch == epoch {
 		h.at = &st
+		h.move(st)
+		h.committed = max(h.committed, committed)
 	}
 	return st, epoch, ctx, nil
+}
+
+// move notes where the hold reads; m.mu is held. A time is behind every commit:
+// what it passes over is not committed.
+func (h *hold) move(to start) {
+	h.next = to.offset
+	if to.ms != 0 {
+		h.next = math.MaxInt64
+	}
 }
 
 // resume returns the group's stored position, or where it starts without one.
@@ -123,7 +146,7 @@ func (s *Stream) resume(ctx context.Context, group string, p int32, otherwise br
 		return start{}, err
 	}
 	if ok {
-		return start{spec: streamwire.AtOffset(stored), offset: stored}, nil
+		return start{spec: streamwire.AtOffset(stored), offset: stored, stored: true}, nil
 	}
 	if k := otherwise.Kind(); k == broker.PositionDefault || k == broker.PositionEarliest {
 		return start{spec: streamwire.First()}, nil
@@ -154,6 +177,8 @@ func (h *hold) read() error {
 		return ignoreEnd(ctx, err)
 	}
 	defer m.s.unsubscribe(sub)
+	m.setReading(h, true)
+	defer m.setReading(h, false)
 	for {
 		c, err := sub.Next(ctx)
 		if err != nil {
@@ -163,6 +188,12 @@ func (h *hold) read() error {
 			return ignoreEnd(ctx, err)
 		}
 	}
+}
+
+func (m *member) setReading(h *hold, on bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	h.reading = on
 }
 
 // ignoreEnd drops the error of what ended because ctx did.
@@ -209,6 +240,7 @@ func (h *hold) take(ctx context.Context, epoch int, c *streamwire.Chunk, at *sta
 		if len(h.buf) < holdBuffer {
 			h.buf = append(h.buf, rs...)
 			*at = from
+			h.move(from)
 			h.m.mu.Unlock()
 			if len(rs) > 0 {
 				h.m.signal()

@@ -102,6 +102,7 @@ type start struct {
 	spec   streamwire.Start
 	offset int64 // records below are skipped
 	ms     int64 // and those before this time, until the first that is not
+	stored bool  // where a group had committed
 }
 
 // startAt resolves a position; first and next bound the partition.

@@ -45,12 +45,16 @@ type streams struct {
 	reached atomic.Bool // once: from there on a failure to connect passes
 	next    atomic.Uint32
 	joining chan struct{} // a token: one member of a group joins at a time
+	pace    pace          // of the groups' members
 
 	mu    sync.Mutex
 	pools map[poolKey]*pool
+	roles map[groupKey]bool // of the members of groups
 }
 
 type poolKey struct{ role, node string } // node: host and port, or "" for any
+
+type groupKey struct{ stream, group, role string }
 
 // A pool holds the connections to one node for one purpose.
 type pool struct {
@@ -59,10 +63,30 @@ type pool struct {
 }
 
 func newStreams(b *Broker) *streams {
-	s := &streams{b: b, pools: map[poolKey]*pool{}, joining: make(chan struct{}, 1)}
+	s := &streams{b: b, pools: map[poolKey]*pool{}, roles: map[groupKey]bool{}, joining: make(chan struct{}, 1), pace: defaultPace}
 	s.joining <- struct{}{}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
+}
+
+// groupRole returns a role for a member of a group that no other one of the
+// group has: RabbitMQ 4.0 can make a dying connection's one consumer hand a
+// partition over to its other one, and then wait for that for good.
+func (s *streams) groupRole(stream, group string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	role := roleGroup
+	for n := 2; s.roles[groupKey{stream, group, role}]; n++ {
+		role = fmt.Sprintf("%s.%d", roleGroup, n)
+	}
+	s.roles[groupKey{stream, group, role}] = true
+	return role
+}
+
+func (s *streams) freeRole(stream, group, role string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.roles, groupKey{stream, group, role})
 }
 
 // conn returns a live connection that has room.
