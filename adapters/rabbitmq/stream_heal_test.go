@@ -1,11 +1,13 @@
 package rabbitmq
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"net"
 	"net/url"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -278,4 +280,92 @@ func TestStreamGroupIdleIsSilent(t *testing.T) {
 	if v.done {
 		t.Error("there is a record, and it is not seen")
 	}
+}
+
+// A watchedConn tells when the broker first answered on it, and when a member
+// joined over it.
+type watchedConn struct {
+	net.Conn
+	mu               sync.Mutex
+	answered, joined time.Time
+}
+
+func (c *watchedConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if n > 0 && c.answered.IsZero() {
+		c.answered = time.Now()
+	}
+	return n, err
+}
+
+func (c *watchedConn) Write(b []byte) (int, error) {
+	if bytes.Contains(b, []byte("single-active-consumer")) {
+		c.mu.Lock()
+		if c.joined.IsZero() {
+			c.joined = time.Now()
+		}
+		c.mu.Unlock()
+	}
+	return c.Conn.Write(b)
+}
+
+// times returns how long after the first answer a member joined, if it has.
+func (c *watchedConn) times() (time.Duration, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.joined.Sub(c.answered), !c.joined.IsZero()
+}
+
+// TestStreamMemberPausesOnceBrokerAnswers: a member that lost its connection
+// joins again some time after the broker has answered on the new one, not after
+// the loss.
+func TestStreamMemberPausesOnceBrokerAnswers(t *testing.T) {
+	t.Parallel()
+	s := groupStream(t)
+	var mu sync.Mutex
+	var conns []*watchedConn
+	b := testBroker(t, func(o *Options) {
+		streamOptions(o)
+		o.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+			c, err := (&net.Dialer{}).DialContext(ctx, network, address)
+			if err != nil {
+				return nil, err
+			}
+			w := &watchedConn{Conn: c}
+			mu.Lock()
+			defer mu.Unlock()
+			conns = append(conns, w)
+			return w, nil
+		}
+	})
+	members := func() (cs []*watchedConn) {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, c := range conns {
+			if _, ok := c.times(); ok {
+				cs = append(cs, c)
+			}
+		}
+		return cs
+	}
+	via, err := b.Stream(testContext(t), s.Name(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := via.Consumer(testContext(t), testName(t, "g"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	joined(t, c)
+	first := members()
+	if err := first[0].Close(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the member joins again", func() bool { return len(members()) == 2 })
+	if after, _ := members()[1].times(); after < rejoinPause {
+		t.Errorf("joined again %v after the broker had answered, want %v at least", after, rejoinPause)
+	}
+	eventually(t, "the member has both partitions", func() bool { return len(c.Partitions()) == 2 })
 }
