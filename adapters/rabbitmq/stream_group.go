@@ -26,13 +26,14 @@ type member struct {
 	again bool            // of run: the member was in the group before
 	views map[int32]*view // of run: what it sees of the partitions that others have
 
-	mu     sync.Mutex
-	seats  map[int32]*seat
-	holds  map[int32]*hold
-	turn   int // partition that Receive looks at first
-	paused map[int32]bool
-	wake   chan struct{}
-	closed bool
+	mu      sync.Mutex
+	seats   map[int32]*seat
+	holds   map[int32]*hold
+	turn    int // partition that Receive looks at first
+	paused  map[int32]bool
+	wake    chan struct{}
+	closed  bool
+	missing error // the stream is gone: for the next Receive
 }
 
 // Consumer implements [broker.Stream].
@@ -86,7 +87,9 @@ func (m *member) signal() {
 	}
 }
 
-// Receive implements [broker.GroupConsumer].
+// Receive implements [broker.GroupConsumer]. When the stream was deleted it
+// returns [broker.ErrNotFound], once for each attempt to join its group again:
+// the consumer goes on when the stream is declared anew.
 func (m *member) Receive(ctx context.Context, max int) ([]*broker.Record, error) {
 	if max <= 0 {
 		return nil, fail("receive", m.s.name, broker.Invalid("max %d: want at least 1", max))
@@ -95,9 +98,9 @@ func (m *member) Receive(ctx context.Context, max int) ([]*broker.Record, error)
 		if err := broker.ContextError(ctx); err != nil {
 			return nil, fail("receive", m.s.name, err)
 		}
-		rs, closed := m.take(max)
-		if closed {
-			return nil, fail("receive", m.s.name, broker.ErrClosed)
+		rs, err := m.take(max)
+		if err != nil {
+			return nil, fail("receive", m.s.name, err)
 		}
 		if len(rs) > 0 {
 			return rs, nil
@@ -111,11 +114,15 @@ func (m *member) Receive(ctx context.Context, max int) ([]*broker.Record, error)
 }
 
 // take returns what is buffered, beginning with another partition each time.
-func (m *member) take(max int) (out []*broker.Record, closed bool) {
+func (m *member) take(max int) (out []*broker.Record, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {
-		return nil, true
+		return nil, broker.ErrClosed
+	}
+	if err := m.missing; err != nil {
+		m.missing = nil // the next attempt to join tells whether it still is
+		return nil, err
 	}
 	n := len(m.s.partitions)
 	for i := range n {
@@ -137,7 +144,7 @@ func (m *member) take(max int) (out []*broker.Record, closed bool) {
 		}
 	}
 	m.turn = (m.turn + 1) % n
-	return out, false
+	return out, nil
 }
 
 // Commit implements [broker.GroupConsumer]. The broker takes an offset from

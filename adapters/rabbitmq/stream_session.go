@@ -2,6 +2,7 @@ package rabbitmq
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"math"
 	"math/rand/v2"
@@ -9,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/queuestream/broker"
 	"github.com/queuestream/broker/adapters/rabbitmq/internal/streamwire"
 )
 
@@ -38,12 +40,21 @@ type seat struct {
 // run keeps the member in the group until Close.
 func (m *member) run() {
 	backoff := m.s.b.o.MinBackoff
+	missed := false
 	for m.ctx.Err() == nil {
 		began := time.Now()
-		err := m.session()
+		err := classifyStream(m.session())
 		if m.ctx.Err() != nil {
 			return
 		}
+		missing := errors.Is(err, broker.ErrNotFound)
+		if missing && missed { // twice: not while a node starts
+			m.mu.Lock()
+			m.missing = err
+			m.mu.Unlock()
+			m.signal()
+		}
+		missed = missing
 		m.s.b.o.Logger.Warn("left the group for a moment", "adapter", adapterName, "stream", m.s.name, "group", m.group, "error", err)
 		if time.Since(began) > time.Second {
 			backoff = m.s.b.o.MinBackoff
@@ -71,12 +82,20 @@ func (m *member) session() error {
 	}
 	err := m.join(ctx, cancel, all)
 	if err == nil {
+		m.found()
 		err = m.watch(ctx, cancel)
 	}
 	cancel(nil)
 	signs.Wait()
 	m.leave(m.lose()) // before another becomes active
 	return err
+}
+
+// found says that what was missing is there again.
+func (m *member) found() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.missing = nil
 }
 
 // settle returns when the broker has answered on every connection that the

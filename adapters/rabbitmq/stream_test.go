@@ -286,3 +286,46 @@ func TestStreamBadInput(t *testing.T) {
 		t.Errorf("the largest: %v", err)
 	}
 }
+
+// TestStreamGroupOfDeletedStream: who waits for records of a stream that is
+// deleted is told so, and goes on when it is there again.
+func TestStreamGroupOfDeletedStream(t *testing.T) {
+	t.Parallel()
+	s := groupStream(t)
+	c, err := s.Consumer(testContext(t), testName(t, "g"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rs, err := c.Receive(testContext(t), 10)
+	for err == nil && len(rs) < 2 {
+		var more []*broker.Record
+		more, err = c.Receive(testContext(t), 10)
+		rs = append(rs, more...)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	deleted := make(chan error, 1)
+	go func() { deleted <- s.b.DeleteStream(testContext(t), s.Name()) }()
+	for range 2 {
+		var be *broker.Error
+		if rs, err = c.Receive(testContext(t), 10); !errors.Is(err, broker.ErrNotFound) || !errors.As(err, &be) || be.Op != "receive" {
+			t.Fatalf("%d records of a deleted stream, and %v", len(rs), err)
+		}
+	}
+	if err := <-deleted; err != nil {
+		t.Fatal(err)
+	}
+	if err := s.b.DeclareStream(testContext(t), s.Name(), broker.StreamConfig{Partitions: 2}); err != nil {
+		t.Fatal(err)
+	}
+	publishTo(t, s, 0, "anew")
+	for len(rs) == 0 {
+		if rs, err = c.Receive(testContext(t), 10); err != nil && !errors.Is(err, broker.ErrNotFound) {
+			t.Fatal(err)
+		}
+	}
+	if string(rs[0].Value) != "anew" {
+		t.Errorf("received %q", rs[0].Value)
+	}
+}
