@@ -83,6 +83,13 @@
 // Members of one Broker join one after the other; where two programs join in the
 // same moment, one of them may get fewer partitions than its share.
 //
+// RabbitMQ up to 4.1.0, and later versions in rarer cases, can leave a partition
+// of a super stream without an active member when a connection breaks during a
+// hand-over. Members see that, by the lack of commits and of the signs of life
+// that slow members store as offsets of "amq.alive." and the group's name, and
+// heal it within 23 seconds: they leave that partition's group together, by
+// their clocks, and join it again (docs/adr/0008-stream-groups-heal.md).
+//
 // # Options of QueueConfig
 //
 // Keys that begin with "x-" are passed on as queue arguments: "true" and
