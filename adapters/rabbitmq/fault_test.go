@@ -376,6 +376,7 @@ func flat(t *testing.T, rounds, slack int, round func()) {
 
 // TestBadCredentials, a missing virtual host: typed, and found at once.
 func TestBadCredentials(t *testing.T) {
+	t.Parallel()
 	raw := testURL(t)
 	host := raw[strings.LastIndex(raw, "@")+1:]
 	for _, c := range []struct {

@@ -229,6 +229,7 @@ func TestStreamBoundsBehindOffsets(t *testing.T) {
 
 // TestStreamBadInput: typed errors, and the connection stays for others.
 func TestStreamBadInput(t *testing.T) {
+	t.Parallel()
 	b := testBroker(t, streamOptions)
 	if len(b.o.StreamURLs) == 0 {
 		t.Skip("BROKER_TEST_RABBITMQ_STREAM is not set")
