@@ -25,7 +25,7 @@ LINTER := $(BIN)/golangci-lint
 HELM   := $(BIN)/helm-$(HELM_VERSION)
 ENV    := $(CURDIR)/.cache/brokers.env
 
-GOTEST := $(GO) test -p $(P) -timeout $(TIMEOUT)
+GOTEST := $(GO) test -p $(P) -parallel 4 -timeout $(TIMEOUT)
 
 # Tests that are not to see a broker: no endpoint of the developer's shell.
 NO_BROKERS := env -u BROKER_TEST_KAFKA -u BROKER_TEST_RABBITMQ -u BROKER_TEST_SQS -u BROKER_TEST_SNS

@@ -47,12 +47,16 @@ func open(t testing.TB, o *kafka.Options) *kafka.Broker {
 	return b
 }
 
-// onBrokers runs a test on a fake cluster and on the real one, if there is one.
+// onBrokers runs a test on a fake cluster and on the real one, if there is
+// one, beside other tests: most of the time they wait.
 func onBrokers(t *testing.T, test func(t *testing.T, o *kafka.Options)) {
+	t.Parallel()
 	t.Run("fake", func(t *testing.T) {
+		t.Parallel()
 		test(t, &kafka.Options{Brokers: fake(t).ListenAddrs()})
 	})
 	t.Run("real", func(t *testing.T) {
+		t.Parallel()
 		test(t, realOptions(t))
 	})
 }

@@ -88,7 +88,8 @@ func (o *copyOut) encode(it *item, cp *copyBody) {
 		add(headerTime, strconv.FormatInt(o.time.UnixMilli(), 10))
 	}
 	if !o.due.IsZero() {
-		add(headerDue, strconv.FormatInt(o.due.UnixMilli(), 10))
+		due := o.due.Add(time.Millisecond - time.Nanosecond) // rounded up: never early
+		add(headerDue, strconv.FormatInt(due.UnixMilli(), 10))
 		it.pin, r.Partition = true, retryPartition(time.Until(o.due))
 	}
 	for i := range m.Headers {

@@ -329,7 +329,6 @@ func TestTopicReplaced(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes the 11 s after which a member is told: run it without -short")
 	}
-	t.Parallel()
 	onBrokers(t, func(t *testing.T, o *kafka.Options) {
 		ctx := testContext(t)
 		b := open(t, o)
@@ -383,7 +382,6 @@ func TestQueueReplaced(t *testing.T) {
 	if testing.Short() {
 		t.Skip("waits for heartbeats of the share group: run it without -short")
 	}
-	t.Parallel()
 	onBrokers(t, func(t *testing.T, o *kafka.Options) {
 		ctx := testContext(t)
 		b := open(t, o)
