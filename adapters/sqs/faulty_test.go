@@ -100,6 +100,9 @@ func (f *faulty) RoundTrip(r *http.Request) (*http.Response, error) {
 	case fault == "entry" && batch:
 		return f.refuseOne(r, in)
 	}
+	if most, ok := in["MaxNumberOfMessages"].(float64); ok && fault == "duplicate" {
+		in["MaxNumberOfMessages"] = min(most, batchEntries-1) // room for one more
+	}
 	out, err := f.forward(r, in)
 	if err != nil || out.StatusCode != 200 || op != "ReceiveMessage" || !standard {
 		return out, err

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
-	"errors"
 	"fmt"
 	"reflect"
 	"strconv"
@@ -14,8 +13,6 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/sqs/types"
 	"github.com/aws/smithy-go"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
-
-	"github.com/queuestream/broker"
 )
 
 // queueSender returns a sender to a queue.
@@ -36,31 +33,17 @@ func (b *Broker) queueSender(t *target) *sender {
 		if err != nil {
 			return err
 		}
-		for i := range results {
-			results[i].Err = unanswered
-		}
+		a := newAnswer(results)
 		for i := range out.Successful {
 			e := &out.Successful[i]
-			if j := batchIndex(e.Id, len(items)); j >= 0 {
-				results[j] = sent{Value: aws.ToString(e.MessageId)}
-				if e.SequenceNumber != nil {
-					results[j].Value = *e.SequenceNumber
-				}
-			}
+			a.accepted(e.Id, e.MessageId, e.SequenceNumber)
 		}
 		for i := range out.Failed {
 			e := &out.Failed[i]
-			if j := batchIndex(e.Id, len(items)); j >= 0 {
-				results[j].Err = judgeEntry(e.Code, e.Message, e.SenderFault)
-			}
+			a.refused(e.Id, e.Code, e.Message, e.SenderFault)
 		}
 		return nil
 	})
-}
-
-// unanswered is the failure of an entry that an answer leaves out.
-var unanswered = &failure{
-	kind: broker.ErrUnavailable, err: errors.New("the answer leaves the entry out"), retry: true, maybe: true,
 }
 
 // isDirect tells whether nothing of the caller's looks at requests, or edits

@@ -1,12 +1,15 @@
 package sqs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
 
 	"github.com/queuestream/broker"
 )
@@ -37,6 +40,33 @@ type outgoing struct {
 }
 
 type sent = broker.Result[string] // the value is the sequence number, or the service's message id
+
+// unanswered is the failure of an entry that an answer leaves out.
+var unanswered = &failure{
+	kind: broker.ErrUnavailable, err: errors.New("the answer leaves the entry out"), retry: true, maybe: true,
+}
+
+// An answer is what the service says of each entry of a batch.
+type answer []sent
+
+func newAnswer(results []sent) answer {
+	for i := range results {
+		results[i].Err = unanswered
+	}
+	return results
+}
+
+func (a answer) accepted(entry, messageID, sequence *string) {
+	if i := batchIndex(entry, len(a)); i >= 0 {
+		a[i] = sent{Value: aws.ToString(cmp.Or(sequence, messageID))}
+	}
+}
+
+func (a answer) refused(entry, code, message *string, senderFault bool) {
+	if i := batchIndex(entry, len(a)); i >= 0 {
+		a[i].Err = judgeEntry(code, message, senderFault)
+	}
+}
 
 // A sender coalesces sends into batches and tries failed entries again until
 // their caller's context ends.

@@ -161,23 +161,14 @@ func (b *Broker) topicSender(topic string, fifo bool) *sender {
 		if err != nil {
 			return err
 		}
-		for i := range results {
-			results[i].Err = unanswered
-		}
+		a := newAnswer(results)
 		for i := range out.Successful {
 			e := &out.Successful[i]
-			if j := batchIndex(e.Id, len(items)); j >= 0 {
-				results[j] = sent{Value: aws.ToString(e.MessageId)}
-				if e.SequenceNumber != nil {
-					results[j].Value = *e.SequenceNumber
-				}
-			}
+			a.accepted(e.Id, e.MessageId, e.SequenceNumber)
 		}
 		for i := range out.Failed {
 			e := &out.Failed[i]
-			if j := batchIndex(e.Id, len(items)); j >= 0 {
-				results[j].Err = judgeEntry(e.Code, e.Message, e.SenderFault)
-			}
+			a.refused(e.Id, e.Code, e.Message, e.SenderFault)
 		}
 		return nil
 	})
