@@ -49,7 +49,7 @@ type Harness struct {
 	// Restart stops the broker in good order and starts it again; nil: cannot.
 	Restart func(ctx context.Context) error
 	// Faults start what they are named after; a missing one cannot be injected
-	// and its cases are skipped.
+	// and its cases are skipped. Package faultproxy has those of the network.
 	Faults map[FaultKind]func(ctx context.Context) (Injection, error)
 	// Victim connects a client that kill ends as SIGKILL ends a process: its
 	// connections break without a goodbye and it never comes back; see
