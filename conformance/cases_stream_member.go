@@ -23,6 +23,7 @@ type streamMember struct {
 
 	mu      sync.Mutex
 	own     []int32 // as OnAssigned and the others told
+	told    []int32 // by OnAssigned, ever
 	revoked func(ctx context.Context, m *streamMember, partitions []int32)
 }
 
@@ -62,6 +63,9 @@ func (m *streamMember) onAssigned(ps []int32) {
 		if !slices.Contains(m.own, p) {
 			m.own = append(m.own, p)
 		}
+		if !slices.Contains(m.told, p) {
+			m.told = append(m.told, p)
+		}
 	}
 }
 
@@ -99,6 +103,18 @@ func (m *streamMember) consumer() broker.GroupConsumer {
 	return m.gc
 }
 
+// checkTold looks for records that came before OnAssigned told of their partition.
+func (m *streamMember) checkTold(rs []*broker.Record) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, rec := range rs {
+		if !slices.Contains(m.told, rec.Partition) {
+			m.r.Errorf("%s: Receive: a record of partition %d before OnAssigned had told of it", m.name, rec.Partition)
+			m.told = append(m.told, rec.Partition) // once
+		}
+	}
+}
+
 // poll makes one call of Receive and records it.
 func (m *streamMember) poll(ctx context.Context, max int) ([]*broker.Record, error) {
 	e := m.r.hist.Begin(m.event(StreamPoll, nil))
@@ -111,6 +127,7 @@ func (m *streamMember) poll(ctx context.Context, max int) ([]*broker.Record, err
 	case len(rs) > max:
 		m.r.Errorf("%s: Receive at most %d: %d records", m.name, max, len(rs))
 	}
+	m.checkTold(rs)
 	o := OutcomeOK
 	if err != nil {
 		o = OutcomeFail

@@ -183,6 +183,20 @@ var streamMutants = []struct {
 		}
 		return group
 	}}},
+	{"OnAssigned comes too late", "JoinLeave", streamMutation{join: func(s *mutantStream, group string, o *broker.GroupOptions) string {
+		if f := o.OnAssigned; f != nil {
+			o.OnAssigned = func(ps []int32) {
+				go func() {
+					select {
+					case <-time.After(time.Millisecond): // virtual
+						f(ps)
+					case <-s.b.w.end:
+					}
+				}()
+			}
+		}
+		return group
+	}}},
 	{"a zombie's commit is accepted", "ZombieFenced", streamMutation{commit: func(m *mutantMember, ctx context.Context, rs []*broker.Record) error {
 		if err := m.GroupConsumer.Commit(ctx, rs...); !errors.Is(err, broker.ErrFenced) {
 			return err
