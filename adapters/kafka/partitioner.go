@@ -23,8 +23,8 @@ type pinningTopic struct {
 }
 
 func pinned(r *kgo.Record) bool {
-	it, ok := r.Context.(*item)
-	return ok && it.pin
+	it := itemOf(r)
+	return it != nil && it.pin
 }
 
 func (p *pinningTopic) RequiresConsistency(r *kgo.Record) bool {

@@ -23,6 +23,24 @@ type item struct {
 	pin             bool
 }
 
+type itemKey struct{}
+
+// Value is how an item is found where a hook has wrapped the record's context.
+func (it *item) Value(key any) any {
+	if key == (itemKey{}) {
+		return it
+	}
+	return it.Context.Value(key)
+}
+
+func itemOf(r *kgo.Record) *item {
+	if it, ok := r.Context.(*item); ok {
+		return it
+	}
+	it, _ := r.Context.Value(itemKey{}).(*item)
+	return it
+}
+
 // A flight is what was handed to the client in one call.
 type flight struct {
 	items []item
@@ -40,9 +58,9 @@ func newFlight(ctx context.Context, n int) *flight {
 }
 
 func delivered(r *kgo.Record, err error) {
-	it, ok := r.Context.(*item)
-	if !ok {
-		return
+	it := itemOf(r)
+	if it == nil {
+		return // a hook threw the record's context away
 	}
 	it.err = err
 	it.done.Store(true)
