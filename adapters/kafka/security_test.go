@@ -18,9 +18,13 @@ import (
 
 	"github.com/queuestream/broker"
 	"github.com/queuestream/broker/adapters/kafka"
+	"github.com/queuestream/broker/conformance/containers"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
+	"github.com/twmb/franz-go/pkg/sasl"
+	"github.com/twmb/franz-go/pkg/sasl/plain"
+	"github.com/twmb/franz-go/pkg/sasl/scram"
 )
 
 // certificate makes one for 127.0.0.1 that signs itself.
@@ -48,43 +52,162 @@ func certificate(t *testing.T) (server, client *tls.Config) {
 		&tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool}
 }
 
-// What is published and read with each mechanism, over TLS: by the client of
-// the Broker and by a group's own.
-func TestTLSAndSASL(t *testing.T) {
+// A secured cluster lets nobody in but its users, over TLS: each of them with
+// any mechanism and one password.
+type secured struct {
+	addrs       []string
+	tls         *tls.Config
+	root, guest containers.KafkaUser
+}
+
+func securedFake(t *testing.T) *secured {
+	t.Helper()
 	server, client := certificate(t)
-	cluster := fake(t, kfake.TLS(server), kfake.EnableSASL(), kfake.EnableACLs(),
-		kfake.Superuser("PLAIN", "plain", "secret"),
-		kfake.Superuser("SCRAM-SHA-256", "scram256", "secret"), kfake.Superuser("SCRAM-SHA-512", "scram512", "secret"))
-	hosts := strings.Join(cluster.ListenAddrs(), ",")
-	for user, mechanism := range map[string]string{"plain": "plain", "scram256": "scram-sha-256", "scram512": "scram-sha-512"} {
-		t.Run(mechanism, func(t *testing.T) {
-			o, err := kafka.ParseURL("kafka://" + user + ":secret@" + hosts + "?tls=true&sasl=" + mechanism)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if o.TLS == nil {
-				t.Fatal("tls=true sets no TLS")
-			}
-			o.TLS = client
-			s := declare(t, open(t, o), broker.StreamConfig{Partitions: 1})
-			publish(t, s, 5)
-			c := member(t, s, s.Name(), nil)
-			if err := c.Commit(testContext(t), receive(t, c, 5)...); err != nil {
-				t.Error(err)
+	c := &secured{tls: client, root: containers.KafkaUser{Name: "root", Password: "root-secret"}, guest: containers.KafkaUser{Name: "guest", Password: "guest-secret"}}
+	opts := []kfake.Opt{kfake.TLS(server), kfake.EnableSASL(), kfake.EnableACLs()}
+	for _, m := range mechanisms {
+		name := strings.ToUpper(m)
+		opts = append(opts, kfake.Superuser(name, c.root.Name, c.root.Password), kfake.User(name, c.guest.Name, c.guest.Password))
+	}
+	c.addrs = fake(t, opts...).ListenAddrs()
+	return c
+}
+
+func securedReal(t *testing.T) *secured {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("needs Kafka: not run with -short")
+	}
+	in := containers.OwnKafka(t, containers.KafkaOptions{Secure: true})
+	return &secured{addrs: in.Addrs, tls: in.Security.TLS(), root: in.Security.Root, guest: in.Security.Guest}
+}
+
+var mechanisms = []string{"plain", "scram-sha-256", "scram-sha-512"}
+
+// options are those of a user, as a URL has them.
+func (c *secured) options(t testing.TB, u containers.KafkaUser, mechanism string) *kafka.Options {
+	t.Helper()
+	o, err := kafka.ParseURL("kafka://" + u.Name + ":" + u.Password + "@" + strings.Join(c.addrs, ",") + "?tls=true&sasl=" + mechanism)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o.TLS == nil {
+		t.Fatal("tls=true sets no TLS")
+	}
+	o.TLS = c.tls
+	return o
+}
+
+func (c *secured) open(t testing.TB, u containers.KafkaUser) *kafka.Broker {
+	t.Helper()
+	return open(t, c.options(t, u, "plain"))
+}
+
+// Who gets in, and what he may do: on a fake cluster, and on a real one of its
+// own that all cases share.
+func TestSecured(t *testing.T) {
+	t.Parallel()
+	for _, on := range []struct {
+		name  string
+		start func(t *testing.T) *secured
+	}{{"fake", securedFake}, {"real", securedReal}} {
+		t.Run(on.name, func(t *testing.T) {
+			t.Parallel()
+			c := on.start(t)
+			for _, tt := range []struct {
+				name string
+				test func(t *testing.T, c *secured)
+				real bool
+			}{
+				{"mechanisms", eachMechanism, false},
+				{"wrong password", wrongPassword, true}, // kfake cuts the connection without a word
+				{"wrong authority", wrongAuthority, false},
+				{"no TLS", withoutTLS, false},
+			} {
+				if tt.real && on.name != "real" {
+					continue
+				}
+				t.Run(tt.name, func(t *testing.T) {
+					t.Parallel()
+					tt.test(t, c)
+				})
 			}
 		})
 	}
-	t.Run("unknown authority", func(t *testing.T) {
-		o, err := kafka.ParseURL("kafka://plain:secret@" + hosts + "?tls=true")
-		if err != nil {
-			t.Fatal(err)
+}
+
+// What is published and read with each mechanism: by the client of the Broker
+// and by a group's own.
+func eachMechanism(t *testing.T, c *secured) {
+	direct := map[string]sasl.Mechanism{
+		"plain":         plain.Auth{User: c.root.Name, Pass: c.root.Password}.AsMechanism(),
+		"scram-sha-256": scram.Auth{User: c.root.Name, Pass: c.root.Password}.AsSha256Mechanism(),
+		"scram-sha-512": scram.Auth{User: c.root.Name, Pass: c.root.Password}.AsSha512Mechanism(),
+	}
+	for _, mechanism := range mechanisms {
+		for by, o := range map[string]*kafka.Options{
+			"URL":     c.options(t, c.root, mechanism),
+			"options": {Brokers: c.addrs, TLS: c.tls, SASL: []sasl.Mechanism{direct[mechanism]}},
+		} {
+			t.Run(mechanism+" by "+by, func(t *testing.T) {
+				t.Parallel()
+				s := declare(t, open(t, o), broker.StreamConfig{Partitions: 1})
+				publish(t, s, 5)
+				c := member(t, s, s.Name(), nil)
+				if err := c.Commit(testContext(t), receive(t, c, 5)...); err != nil {
+					t.Error(err)
+				}
+			})
 		}
-		_, err = kafka.Open(testContext(t), o)
+	}
+}
+
+// A wrong password is told for good, and not shown.
+func wrongPassword(t *testing.T, c *secured) {
+	for _, mechanism := range mechanisms {
+		for who, u := range map[string]containers.KafkaUser{
+			"known":   {Name: c.root.Name, Password: "not-the-secret"},
+			"unknown": {Name: "nobody", Password: "not-the-secret"},
+		} {
+			t.Run(mechanism+" of "+who, func(t *testing.T) {
+				t.Parallel()
+				_, err := kafka.Open(testContext(t), c.options(t, u, mechanism))
+				if !errors.Is(err, broker.ErrUnauthorized) || broker.IsTemporary(err) {
+					t.Errorf("open: %v (temporary %v), want ErrUnauthorized for good", err, broker.IsTemporary(err))
+				}
+				if err != nil && strings.Contains(err.Error(), u.Password) {
+					t.Errorf("the error shows the password: %v", err)
+				}
+			})
+		}
+	}
+}
+
+// A client that does not trust who signed the broker's certificate says so.
+func wrongAuthority(t *testing.T, c *secured) {
+	_, other := certificate(t)
+	for name, config := range map[string]*tls.Config{
+		"the system's": {MinVersion: tls.VersionTLS12},
+		"another's":    other,
+	} {
+		o := c.options(t, c.root, "plain")
+		o.TLS = config
+		_, err := kafka.Open(testContext(t), o)
 		var unknown x509.UnknownAuthorityError
 		if !errors.As(err, &unknown) {
-			t.Errorf("open without the authority: %v, want x509.UnknownAuthorityError", err)
+			t.Errorf("open with %s authorities: %v, want x509.UnknownAuthorityError", name, err)
 		}
-	})
+	}
+}
+
+// A client that forgot TLS is told so.
+func withoutTLS(t *testing.T, c *secured) {
+	o := c.options(t, c.root, "plain")
+	o.TLS = nil
+	_, err := kafka.Open(testContext(t), o)
+	if err == nil || !strings.Contains(strings.ToLower(err.Error()), "tls") {
+		t.Errorf("open without TLS: %v, want an error that names TLS", err)
+	}
 }
 
 // kfake knows neither of these mechanisms, so the test answers for it: the

@@ -21,6 +21,8 @@ type KafkaInstance struct {
 	URL string
 	// Addrs are the seed brokers, host:port each.
 	Addrs []string
+	// Security is how to get in, of a broker started with KafkaOptions.Secure.
+	Security *KafkaSecurity
 }
 
 // KafkaOptions are the options of StartKafka. The zero value is a broker like
@@ -34,6 +36,11 @@ type KafkaOptions struct {
 	// Config are further settings of the broker, as in server.properties;
 	// they win over the defaults.
 	Config map[string]string
+	// Secure lets clients in over TLS and SASL alone, and lets them do what
+	// ACLs allow; see KafkaInstance.Security.
+	Secure bool
+
+	security *KafkaSecurity
 }
 
 // Kafka returns the Kafka broker of this test run: the one that the environment
@@ -55,11 +62,19 @@ func StartKafka(ctx context.Context, opts KafkaOptions) (*KafkaInstance, error) 
 			return nil, wrap("start", KindKafka, fmt.Errorf("AdvertisedAddr %q is not host:port", opts.AdvertisedAddr))
 		}
 	}
+	if opts.Secure {
+		var err error
+		if opts.security, err = newKafkaSecurity(); err != nil {
+			return nil, wrap("start", KindKafka, err)
+		}
+	}
 	in, err := private(ctx, kafkaSpec(opts))
 	if err != nil {
 		return nil, err
 	}
-	return newKafka(in), nil
+	kafka := newKafka(in)
+	kafka.Security = opts.security
+	return kafka, nil
 }
 
 func newKafka(in *Instance) *KafkaInstance {
@@ -80,20 +95,31 @@ func kafkaSpec(opts KafkaOptions) spec {
 			if advertised == "" {
 				advertised = at[roleClient]
 			}
-			return map[string]string{"QUEUESTREAM_ADVERTISED": advertised}
+			env := map[string]string{"QUEUESTREAM_ADVERTISED": advertised}
+			if opts.security != nil {
+				env["QUEUESTREAM_FORMAT"] = opts.security.formatArgs()
+			}
+			return env
 		},
 		files: func(addrs) []file {
 			props := config("server.properties", kafkaDir+"server.properties")
+			if opts.security != nil {
+				props.body = append(props.body, opts.security.properties()...)
+			}
 			for name, value := range opts.Config {
 				props.body = fmt.Appendf(props.body, "%s=%s\n", name, value)
 			}
-			return []file{
+			files := []file{
 				config("kafka.sh", kafkaDir+"kafka.sh"),
 				config("log4j2.yaml", kafkaDir+"log4j2.yaml"),
 				props,
 			}
+			if opts.security != nil {
+				files = append(files, file{path: kafkaChain, body: opts.security.chain, mode: 0o644})
+			}
+			return files
 		},
-		ready: kafkaReady,
+		ready: func(ctx context.Context, at addrs) error { return kafkaReady(ctx, at, opts.security.client()) },
 		grace: 20 * time.Second,
 	}
 }
@@ -112,9 +138,9 @@ func kafkaEnv(value string) (addrs, error) {
 // kafkaReady asks the seed broker itself, and not the address that it
 // advertises, which may be a proxy that is not up yet: all partitions have a
 // leader, and the coordinators of groups and transactions answer.
-func kafkaReady(ctx context.Context, at addrs) error {
-	cl, err := kgo.NewClient(kgo.SeedBrokers(strings.Split(at[roleClient], ",")...), kgo.RetryTimeout(time.Second),
-		kgo.DialTimeout(time.Second), kgo.RequestRetries(0))
+func kafkaReady(ctx context.Context, at addrs, opts []kgo.Opt) error {
+	cl, err := kgo.NewClient(append(opts, kgo.SeedBrokers(strings.Split(at[roleClient], ",")...), kgo.RetryTimeout(time.Second),
+		kgo.DialTimeout(time.Second), kgo.RequestRetries(0))...)
 	if err != nil {
 		return err
 	}

@@ -3,8 +3,10 @@
 # images/kafka: both keep the jars in /opt/kafka/libs. The data stay in the
 # container's own layer, so they outlive a kill and a restart.
 #
-# QUEUESTREAM_ADVERTISED is the host:port that clients are told to connect to.
-set -eu
+# QUEUESTREAM_ADVERTISED is the host:port that clients are told to connect to;
+# QUEUESTREAM_FORMAT are further arguments for making the data, without blanks
+# in them.
+set -euf
 
 work=/tmp/queuestream
 mkdir -p "$work/data"
@@ -15,8 +17,9 @@ mkdir -p "$work/data"
 } >"$work/server.properties"
 
 if [ ! -f "$work/data/meta.properties" ]; then
+	# shellcheck disable=SC2086 # each word is an argument
 	java -Xmx256m -cp '/opt/kafka/libs/*' kafka.tools.StorageTool format --standalone \
-		-t QueuestreamBrokerTest0 -c "$work/server.properties"
+		-t QueuestreamBrokerTest0 -c "$work/server.properties" ${QUEUESTREAM_FORMAT-}
 fi
 exec java -Xms256m -Xmx1g -XX:+ExitOnOutOfMemoryError \
 	-Dlog4j2.configurationFile=/opt/queuestream/log4j2.yaml \
