@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/queuestream/broker"
@@ -21,6 +22,9 @@ type Broker struct {
 	client   *kgo.Client // publishes, and carries requests
 	admin    *kadm.Client
 	maxBytes sync.Map // of a topic's batch: name → int32
+
+	publishes atomic.Bool   // the client has a producer id
+	asking    chan struct{} // holds a token while somebody asks for it
 
 	mu      sync.Mutex
 	handles map[io.Closer]struct{}
@@ -52,7 +56,7 @@ func Open(ctx context.Context, o *Options) (*Broker, error) {
 	if err != nil {
 		return nil, fail("open", "", err)
 	}
-	b := &Broker{opts: o, handles: map[io.Closer]struct{}{}}
+	b := &Broker{opts: o, handles: map[io.Closer]struct{}{}, asking: make(chan struct{}, 1)}
 	b.client, err = kgo.NewClient(o.producer(b.batchMaxBytes)...)
 	if err != nil {
 		return nil, fail("open", "", broker.Invalid("%v", err))

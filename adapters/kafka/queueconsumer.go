@@ -42,7 +42,7 @@ type Consumer struct {
 	parts    map[topicPartition]*sharePart
 	delayed  delayed
 	timer    *time.Timer   // for what is due next
-	ready    chan struct{} // closed with the first assignment
+	ready    chan struct{} // closed with the first assignment, or a refusal
 	tick     *time.Timer   // looks after what is held and not received
 }
 
@@ -466,6 +466,9 @@ func (c *Consumer) giveBackReady() {
 func (c *Consumer) refuse(err error) {
 	c.mu.Lock()
 	draining := c.draining
+	if isUnauthorized(err) {
+		c.begun()
+	}
 	c.mu.Unlock()
 	if !draining {
 		c.inbox.SetErr(err)
@@ -488,8 +491,18 @@ func (c *Consumer) drain() {
 	c.draining = true
 }
 
+// begun ends the wait of joined. c.mu is held.
+func (c *Consumer) begun() {
+	select {
+	case <-c.ready:
+	default:
+		close(c.ready)
+	}
+}
+
 // joined waits until the group has taken the consumer in, so that its first
-// Receive begins at once; what goes wrong with that, Receive tells.
+// Receive begins at once, or until it is not allowed to; what goes wrong with
+// that, Receive tells.
 func (c *Consumer) joined(ctx context.Context) error {
 	t := time.NewTimer(joinWait)
 	defer t.Stop()

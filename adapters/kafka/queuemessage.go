@@ -177,7 +177,7 @@ func (b *Broker) send(ctx context.Context, outs []copyOut) []error {
 	for i := range outs {
 		outs[i].encode(&f.items[i], cp)
 	}
-	f.run(ctx, b.client)
+	b.deliver(ctx, f)
 	for i := range outs {
 		_, _, errs[i] = f.result(ctx, i)
 	}

@@ -52,22 +52,22 @@ func certificate(t *testing.T) (server, client *tls.Config) {
 		&tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool}
 }
 
-// A secured cluster lets nobody in but its users, over TLS: each of them with
-// any mechanism and one password.
+// A secured cluster lets nobody in but its users, over TLS.
 type secured struct {
-	addrs       []string
-	tls         *tls.Config
-	root, guest containers.KafkaUser
+	addrs []string
+	tls   *tls.Config
+	root  user // may do everything, and knows each mechanism
 }
+
+type user struct{ name, password string }
 
 func securedFake(t *testing.T) *secured {
 	t.Helper()
 	server, client := certificate(t)
-	c := &secured{tls: client, root: containers.KafkaUser{Name: "root", Password: "root-secret"}, guest: containers.KafkaUser{Name: "guest", Password: "guest-secret"}}
+	c := &secured{tls: client, root: user{"root", "root-secret"}}
 	opts := []kfake.Opt{kfake.TLS(server), kfake.EnableSASL(), kfake.EnableACLs()}
 	for _, m := range mechanisms {
-		name := strings.ToUpper(m)
-		opts = append(opts, kfake.Superuser(name, c.root.Name, c.root.Password), kfake.User(name, c.guest.Name, c.guest.Password))
+		opts = append(opts, kfake.Superuser(strings.ToUpper(m), c.root.name, c.root.password))
 	}
 	c.addrs = fake(t, opts...).ListenAddrs()
 	return c
@@ -79,15 +79,15 @@ func securedReal(t *testing.T) *secured {
 		t.Skip("needs Kafka: not run with -short")
 	}
 	in := containers.OwnKafka(t, containers.KafkaOptions{Secure: true})
-	return &secured{addrs: in.Addrs, tls: in.Security.TLS(), root: in.Security.Root, guest: in.Security.Guest}
+	return &secured{addrs: in.Addrs, tls: in.Security.TLS(), root: user{in.Security.User, in.Security.Password}}
 }
 
 var mechanisms = []string{"plain", "scram-sha-256", "scram-sha-512"}
 
 // options are those of a user, as a URL has them.
-func (c *secured) options(t testing.TB, u containers.KafkaUser, mechanism string) *kafka.Options {
+func (c *secured) options(t testing.TB, u user, mechanism string) *kafka.Options {
 	t.Helper()
-	o, err := kafka.ParseURL("kafka://" + u.Name + ":" + u.Password + "@" + strings.Join(c.addrs, ",") + "?tls=true&sasl=" + mechanism)
+	o, err := kafka.ParseURL("kafka://" + u.name + ":" + u.password + "@" + strings.Join(c.addrs, ",") + "?tls=true&sasl=" + mechanism)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,11 +96,6 @@ func (c *secured) options(t testing.TB, u containers.KafkaUser, mechanism string
 	}
 	o.TLS = c.tls
 	return o
-}
-
-func (c *secured) open(t testing.TB, u containers.KafkaUser) *kafka.Broker {
-	t.Helper()
-	return open(t, c.options(t, u, "plain"))
 }
 
 // Who gets in, and what he may do: on a fake cluster, and on a real one of its
@@ -123,6 +118,11 @@ func TestSecured(t *testing.T) {
 				{"wrong password", wrongPassword, true}, // kfake cuts the connection without a word
 				{"wrong authority", wrongAuthority, false},
 				{"no TLS", withoutTLS, false},
+				{"no rights", withoutRights, false},
+				{"rights in turn", rightsInTurn, false},
+				{"rights withdrawn", rightsWithdrawn, false},
+				{"waiters", waitersTold, false},
+				{"right to read", rightToRead, false},
 			} {
 				if tt.real && on.name != "real" {
 					continue
@@ -140,9 +140,9 @@ func TestSecured(t *testing.T) {
 // and by a group's own.
 func eachMechanism(t *testing.T, c *secured) {
 	direct := map[string]sasl.Mechanism{
-		"plain":         plain.Auth{User: c.root.Name, Pass: c.root.Password}.AsMechanism(),
-		"scram-sha-256": scram.Auth{User: c.root.Name, Pass: c.root.Password}.AsSha256Mechanism(),
-		"scram-sha-512": scram.Auth{User: c.root.Name, Pass: c.root.Password}.AsSha512Mechanism(),
+		"plain":         plain.Auth{User: c.root.name, Pass: c.root.password}.AsMechanism(),
+		"scram-sha-256": scram.Auth{User: c.root.name, Pass: c.root.password}.AsSha256Mechanism(),
+		"scram-sha-512": scram.Auth{User: c.root.name, Pass: c.root.password}.AsSha512Mechanism(),
 	}
 	for _, mechanism := range mechanisms {
 		for by, o := range map[string]*kafka.Options{
@@ -165,9 +165,9 @@ func eachMechanism(t *testing.T, c *secured) {
 // A wrong password is told for good, and not shown.
 func wrongPassword(t *testing.T, c *secured) {
 	for _, mechanism := range mechanisms {
-		for who, u := range map[string]containers.KafkaUser{
-			"known":   {Name: c.root.Name, Password: "not-the-secret"},
-			"unknown": {Name: "nobody", Password: "not-the-secret"},
+		for who, u := range map[string]user{
+			"known":   {c.root.name, "not-the-secret"},
+			"unknown": {"nobody", "not-the-secret"},
 		} {
 			t.Run(mechanism+" of "+who, func(t *testing.T) {
 				t.Parallel()
@@ -175,7 +175,7 @@ func wrongPassword(t *testing.T, c *secured) {
 				if !errors.Is(err, broker.ErrUnauthorized) || broker.IsTemporary(err) {
 					t.Errorf("open: %v (temporary %v), want ErrUnauthorized for good", err, broker.IsTemporary(err))
 				}
-				if err != nil && strings.Contains(err.Error(), u.Password) {
+				if err != nil && strings.Contains(err.Error(), u.password) {
 					t.Errorf("the error shows the password: %v", err)
 				}
 			})

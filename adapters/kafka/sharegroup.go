@@ -190,11 +190,7 @@ func (c *Consumer) assign(ctx context.Context, assigned map[[16]byte][]int32, ch
 		}
 	}
 	if len(wanted) > 0 {
-		select {
-		case <-c.ready:
-		default:
-			close(c.ready)
-		}
+		c.begun()
 	}
 	c.wakeAll()
 	return err

@@ -66,7 +66,7 @@ func (s *Stream) publish(ctx context.Context, rs []broker.Record) ([]broker.Rece
 	defer s.b.end()
 	f := newFlight(ctx, len(rs))
 	s.fill(ctx, s.b.client, f, rs, newCopyBody(ctx, bodies(rs)))
-	f.run(ctx, s.b.client)
+	s.b.deliver(ctx, f)
 	var errs []error
 	for i := range rs {
 		p, o, err := f.result(ctx, i)

@@ -29,12 +29,13 @@ const resolveTimeout = 5 * time.Second
 type Transactor struct {
 	b        *Broker
 	id       string
-	client   *kgo.Client
-	explicit bool // TxnOffsetCommit needs AddOffsetsToTxn before it
+	opts     []kgo.Opt // of its clients
+	explicit bool      // TxnOffsetCommit needs AddOffsetsToTxn before it
 
 	turn chan struct{} // holds a token while nobody talks to the client
 
 	mu     sync.Mutex
+	client *kgo.Client // replaced by renew alone, with the turn
 	open   *Tx
 	fenced error
 	closed bool
@@ -69,21 +70,58 @@ func (b *Broker) transactor(ctx context.Context, id string) (*Transactor, error)
 		v.SetMaxKeyVersion(txnOffsetCommit, 4)
 		opts = append(opts, kgo.MaxVersions(v))
 	}
-	client, err := kgo.NewClient(opts...)
-	if err != nil {
-		return nil, broker.Invalid("%v", err)
-	}
-	t := &Transactor{b: b, id: id, client: client, explicit: !implicit, turn: make(chan struct{}, 1)}
+	t := &Transactor{b: b, id: id, opts: opts, explicit: !implicit, turn: make(chan struct{}, 1)}
 	t.turn <- struct{}{}
-	if _, _, err := client.ProducerID(ctx); err != nil { // fences earlier holders
-		client.Close()
-		return nil, bounded(ctx, err)
+	if t.client, err = t.connect(ctx); err != nil {
+		return nil, err
 	}
 	if err := b.add(t); err != nil {
-		client.Close()
+		t.client.Close()
 		return nil, err
 	}
 	return t, nil
+}
+
+// connect returns a client that holds the id; earlier holders are fenced.
+func (t *Transactor) connect(ctx context.Context) (*kgo.Client, error) {
+	client, err := kgo.NewClient(t.opts...)
+	if err != nil {
+		return nil, broker.Invalid("%v", err)
+	}
+	if _, _, err := client.ProducerID(ctx); err != nil {
+		client.Close()
+		return nil, bounded(ctx, err)
+	}
+	return client, nil
+}
+
+// renew replaces the client. One that was refused once as the id's producer
+// refuses for ever, also when it would be allowed again.
+func (t *Transactor) renew(ctx context.Context) error {
+	client, err := t.connect(ctx)
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	old, closed := t.client, t.closed
+	if closed {
+		old = client
+	} else {
+		t.client = client
+	}
+	t.mu.Unlock()
+	old.Close()
+	if closed {
+		return broker.ErrClosed
+	}
+	return nil
+}
+
+// current returns the client as it is now.
+func (t *Transactor) current() *kgo.Client {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.client
 }
 
 // implicitOffsets tells whether the cluster has the transactions of KIP-890,
@@ -146,9 +184,11 @@ func (t *Transactor) begin(ctx context.Context) (*Tx, error) {
 	began := make(chan error, 1)
 	go func() {
 		// What an earlier end left without an answer is aborted first.
-		err := t.abort(context.WithoutCancel(ctx))
-		if err == nil {
-			err = t.client.BeginTransaction()
+		err := t.start(ctx)
+		if isUnauthorized(classify(err)) {
+			if err = t.renew(ctx); err == nil {
+				err = t.start(ctx)
+			}
 		}
 		began <- err
 	}()
@@ -167,9 +207,9 @@ func (t *Transactor) begin(ctx context.Context) (*Tx, error) {
 		}()
 		return nil, broker.ContextError(ctx)
 	}
-	tx := &Tx{t: t, offsets: map[*GroupConsumer]map[int32]target{}}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	tx := &Tx{t: t, client: t.client, offsets: map[*GroupConsumer]map[int32]target{}}
 	t.open = tx
 	return tx, nil
 }
@@ -188,14 +228,23 @@ func (t *Transactor) usable() error {
 	return nil
 }
 
+// start begins a transaction in the client, after the end of what is open.
+func (t *Transactor) start(ctx context.Context) error {
+	if err := t.abort(context.WithoutCancel(ctx)); err != nil {
+		return err
+	}
+	return t.current().BeginTransaction()
+}
+
 // abort ends whatever is open at the broker.
 func (t *Transactor) abort(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
 	defer cancel()
-	if err := t.client.AbortBufferedRecords(ctx); err != nil {
+	client := t.current()
+	if err := client.AbortBufferedRecords(ctx); err != nil {
 		return bounded(ctx, err)
 	}
-	return bounded(ctx, t.client.EndTransaction(ctx, kgo.TryAbort))
+	return bounded(ctx, client.EndTransaction(ctx, kgo.TryAbort))
 }
 
 // ended remembers that another producer has taken the id over.
@@ -232,12 +281,13 @@ func (t *Transactor) Close() error {
 			err = nil // the new holder has aborted it
 		}
 	}
-	return fail("close", t.id, errors.Join(err, within(closeTimeout, t.client.Close)))
+	return fail("close", t.id, errors.Join(err, within(closeTimeout, t.current().Close)))
 }
 
 // A Tx is a transaction. It is safe for concurrent use.
 type Tx struct {
-	t *Transactor
+	t      *Transactor
+	client *kgo.Client
 
 	mu       sync.Mutex
 	offsets  map[*GroupConsumer]map[int32]target
@@ -265,7 +315,7 @@ func (x *Tx) publish(ctx context.Context, to broker.Stream, rs []broker.Record) 
 		return err
 	}
 	f := newFlight(context.Background(), len(rs))
-	s.fill(ctx, x.t.client, f, rs, &copyBody{make([]byte, 0, bodies(rs))})
+	s.fill(ctx, x.client, f, rs, &copyBody{make([]byte, 0, bodies(rs))})
 	for i := range f.items {
 		if f.items[i].err != nil {
 			return fmt.Errorf("record %d: %w", i, f.items[i].err)
@@ -289,7 +339,7 @@ func (x *Tx) publish(ctx context.Context, to broker.Stream, rs []broker.Record) 
 			x.failed(nil, err)
 			return aborted(err)
 		}
-		x.t.client.Produce(context.Background(), &f.items[i].rec, x.failed)
+		x.client.Produce(context.Background(), &f.items[i].rec, x.failed)
 	}
 	return nil
 }
@@ -297,11 +347,11 @@ func (x *Tx) publish(ctx context.Context, to broker.Stream, rs []broker.Record) 
 // room waits until the client has room for one more record.
 func (x *Tx) room(ctx context.Context, r *broker.Record) error {
 	o := x.t.b.opts
-	if x.t.client.BufferedProduceRecords() < int64(o.MaxBufferedRecords) &&
-		x.t.client.BufferedProduceBytes()+int64(r.Size()) < int64(o.MaxBufferedBytes) {
+	if x.client.BufferedProduceRecords() < int64(o.MaxBufferedRecords) &&
+		x.client.BufferedProduceBytes()+int64(r.Size()) < int64(o.MaxBufferedBytes) {
 		return nil
 	}
-	return x.t.client.Flush(ctx)
+	return x.client.Flush(ctx)
 }
 
 func (x *Tx) failed(_ *kgo.Record, err error) {
@@ -396,7 +446,7 @@ func (x *Tx) commit(ctx context.Context) error {
 		return aborted(err)
 	}
 	defer x.t.give()
-	err := x.t.client.Flush(ctx)
+	err := x.client.Flush(ctx)
 	x.mu.Lock()
 	if x.err != nil {
 		err = x.err
@@ -414,7 +464,7 @@ func (x *Tx) commit(ctx context.Context) error {
 	if err != nil {
 		return x.abandon(ctx, err)
 	}
-	if err := x.t.client.EndTransaction(ctx, kgo.TryCommit); err != nil {
+	if err := x.client.EndTransaction(ctx, kgo.TryCommit); err != nil {
 		return x.unconfirmed(ctx, err)
 	}
 	for c, targets := range x.offsets {

@@ -27,7 +27,7 @@ func (x *Tx) sendOffsets(ctx context.Context, c *GroupConsumer, targets map[int3
 			return gone(p)
 		}
 	}
-	id, epoch, err := x.t.client.ProducerID(ctx)
+	id, epoch, err := x.client.ProducerID(ctx)
 	if err != nil {
 		return err
 	}
@@ -52,7 +52,7 @@ func (x *Tx) sendOffsets(ctx context.Context, c *GroupConsumer, targets map[int3
 	}
 	req.Topics = append(req.Topics, topic)
 	return concurrent(ctx, func() error {
-		resp, err := req.RequestWith(ctx, x.t.client)
+		resp, err := req.RequestWith(ctx, x.client)
 		if err != nil {
 			return err
 		}
@@ -72,7 +72,7 @@ func (x *Tx) addGroup(ctx context.Context, group string, id int64, epoch int16) 
 	req.TransactionalID, req.Group = x.t.id, group
 	req.ProducerID, req.ProducerEpoch = id, epoch
 	return concurrent(ctx, func() error {
-		resp, err := req.RequestWith(ctx, x.t.client)
+		resp, err := req.RequestWith(ctx, x.client)
 		if err != nil {
 			return err
 		}

@@ -19,24 +19,19 @@ import (
 )
 
 // KafkaSecurity is how a Kafka broker that was started with
-// KafkaOptions.Secure is reached. Each user authenticates with PLAIN,
-// SCRAM-SHA-256 or SCRAM-SHA-512, with the same password.
+// KafkaOptions.Secure is reached. It knows one user, who may do everything: also
+// make others (of SCRAM alone, which need no restart), and allow them something.
 type KafkaSecurity struct {
 	// CA is the certificate that clients have to trust, in PEM. The broker's
 	// own is for ServerName and 127.0.0.1.
 	CA []byte
 	// ServerName is what clients expect the broker to be called.
 	ServerName string
-	// Root may do everything.
-	Root KafkaUser
-	// Guest may do what ACLs allow User:guest; at first that is nothing.
-	Guest KafkaUser
+	// User authenticates with PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512.
+	User, Password string
 
 	chain []byte // the broker's certificate and its key, in PEM
 }
-
-// KafkaUser is a user of a Kafka broker that knows its users.
-type KafkaUser struct{ Name, Password string }
 
 // TLS returns the configuration of a client that trusts the broker.
 func (s *KafkaSecurity) TLS() *tls.Config {
@@ -46,11 +41,7 @@ func (s *KafkaSecurity) TLS() *tls.Config {
 }
 
 func newKafkaSecurity() (*KafkaSecurity, error) {
-	s := &KafkaSecurity{
-		ServerName: "localhost",
-		Root:       KafkaUser{"root", rand.Text()},
-		Guest:      KafkaUser{"guest", rand.Text()},
-	}
+	s := &KafkaSecurity{ServerName: "localhost", User: "root", Password: rand.Text()}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
@@ -87,23 +78,18 @@ func (s *KafkaSecurity) properties() string {
 		client + "ssl.keystore.location=" + kafkaChain,
 		client + "sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512",
 		client + "plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required" +
-			fmt.Sprintf(" user_%s=%q user_%s=%q;", s.Root.Name, s.Root.Password, s.Guest.Name, s.Guest.Password),
+			fmt.Sprintf(" user_%s=%q;", s.User, s.Password),
 		client + "scram-sha-256.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;",
 		client + "scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;",
 		"authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-		"super.users=User:" + s.Root.Name + ";User:ANONYMOUS",
+		"super.users=User:" + s.User + ";User:ANONYMOUS",
 	}, "\n") + "\n"
 }
 
-// formatArgs make the users of SCRAM, whose passwords are part of the data.
+// formatArgs make the user known to SCRAM, whose passwords are part of the data.
 func (s *KafkaSecurity) formatArgs() string {
-	var args []string
-	for _, u := range []KafkaUser{s.Root, s.Guest} {
-		for _, mechanism := range []string{"SCRAM-SHA-256", "SCRAM-SHA-512"} {
-			args = append(args, "--add-scram", fmt.Sprintf("%s=[name=%s,password=%s]", mechanism, u.Name, u.Password))
-		}
-	}
-	return strings.Join(args, " ")
+	const add = "--add-scram SCRAM-SHA-%d=[name=%s,password=%s]"
+	return fmt.Sprintf(add+" "+add, 256, s.User, s.Password, 512, s.User, s.Password)
 }
 
 // client returns the options of a client that may do everything; none if the
@@ -114,6 +100,6 @@ func (s *KafkaSecurity) client() []kgo.Opt {
 	}
 	return []kgo.Opt{
 		kgo.DialTLSConfig(s.TLS()),
-		kgo.SASL(scram.Auth{User: s.Root.Name, Pass: s.Root.Password}.AsSha512Mechanism()),
+		kgo.SASL(scram.Auth{User: s.User, Pass: s.Password}.AsSha512Mechanism()),
 	}
 }
