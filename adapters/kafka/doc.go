@@ -49,4 +49,23 @@
 //   - Retention applies to queues too: what is not consumed in time expires.
 //     Set it with the option "retention.ms".
 //   - Purge deletes what consumers hold as well; QueueStats counts it as ready.
+//
+// # Rights
+//
+// Where the cluster has ACLs, what is not allowed is broker.ErrUnauthorized
+// from each call that needs it. Rights given later, or given back, count for
+// the same handles, within seconds.
+//
+//   - Opening a stream or a queue: Describe on its topics, which Read and Write
+//     imply. A queue has two: its name, and that with ".retry".
+//   - Publishing: Write on the topic; to a queue with a delay, on ".retry".
+//   - Consuming a stream: Read on the topic and on the group. Lag: Read on the
+//     topic, and Describe on the group.
+//   - Consuming a queue: Read on its topics, on the group "queue-" + its name,
+//     and on the topic queuestream.queues (or set QueueOptions.DeadLetter);
+//     Write on its topics and on its dead-letter queue's, where messages are
+//     moved to.
+//   - Transactions: Write on the transactional id, and what the calls in them need.
+//   - DescribeConfigs on topics and share groups is asked for and can be
+//     missing: limits and locks then count as Kafka's defaults.
 package kafka

@@ -20,9 +20,12 @@ type Queue struct {
 	topic *topic
 	retry *topic // where delayed messages wait; nil: there is none
 	dead  string // the topic of the dead-letter queue; empty: none
-	caps  broker.QueueCapabilities
-	lock  time.Duration // of a delivery, as the group is configured
-	limit int           // deliveries after which the broker drops a record
+	// unread is why it is not known whether the queue was declared with a
+	// dead-letter queue. Publishing needs none.
+	unread error
+	caps   broker.QueueCapabilities
+	lock   time.Duration // of a delivery, as the group is configured
+	limit  int           // deliveries after which the broker drops a record
 
 	mu        sync.Mutex
 	consumers map[*Consumer]struct{}
@@ -75,7 +78,9 @@ func (b *Broker) openQueue(ctx context.Context, name string, opts *broker.QueueO
 		return nil, err
 	}
 	e, err := b.entry(ctx, name)
-	if err != nil {
+	if isUnauthorized(err) && opts.DeadLetter == "" {
+		q.unread = err
+	} else if err != nil && !isUnauthorized(err) {
 		return nil, err
 	}
 	if opts.MaxAttempts > 0 {
@@ -238,6 +243,9 @@ func (q *Queue) consumer(ctx context.Context, opts *broker.ConsumerOptions) (*Co
 	}
 	if err := broker.ValidateConsumer(opts, &q.caps); err != nil {
 		return nil, err
+	}
+	if q.unread != nil {
+		return nil, fmt.Errorf("%w: allow it, or set QueueOptions.DeadLetter", q.unread)
 	}
 	c, err := newConsumer(q, opts)
 	if err != nil {

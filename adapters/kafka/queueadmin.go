@@ -94,7 +94,7 @@ func (b *Broker) declareQueue(ctx context.Context, name string, cfg broker.Queue
 // compareQueue compares what is not a topic's configuration.
 func (b *Broker) compareQueue(ctx context.Context, name string, cfg *broker.QueueConfig) error {
 	e, err := b.entry(ctx, name)
-	if err != nil {
+	if err != nil && !isUnauthorized(err) { // what may not be read agrees, unless it is asked for
 		return err
 	}
 	if e.MaxAttempts != cfg.MaxAttempts {

@@ -21,18 +21,19 @@ type queueEntry struct {
 }
 
 // entry reads what a queue was declared with; the zero value if nothing.
+// broker.ErrUnauthorized: this user may not know, nor whether there is anything.
 func (b *Broker) entry(ctx context.Context, queue string) (queueEntry, error) {
 	var e queueEntry
 	s, err := b.registryStream(ctx)
 	if err != nil {
-		if errors.Is(classify(err), broker.ErrNotFound) || isUnauthorized(classify(err)) {
+		if errors.Is(classify(err), broker.ErrNotFound) {
 			return e, nil
 		}
-		return e, err
+		return e, fmt.Errorf("reading %s, which keeps MaxAttempts and DeadLetter: %w", registry, classify(err))
 	}
 	for r, err := range s.Read(ctx, broker.Range{}) {
 		if err != nil {
-			return e, fmt.Errorf("reading %s: %w", registry, err)
+			return e, fmt.Errorf("reading %s, which keeps MaxAttempts and DeadLetter: %w", registry, err)
 		}
 		if string(r.Key) != queue {
 			continue
@@ -52,7 +53,9 @@ func (b *Broker) entry(ctx context.Context, queue string) (queueEntry, error) {
 func (b *Broker) setEntry(ctx context.Context, queue string, e queueEntry) error {
 	r := broker.Record{Key: []byte(queue), Tombstone: e == queueEntry{}}
 	if r.Tombstone {
-		if has, err := b.entry(ctx, queue); err != nil || has == e {
+		if has, err := b.entry(ctx, queue); isUnauthorized(err) || err == nil && has == e {
+			return nil
+		} else if err != nil {
 			return err
 		}
 	} else {

@@ -2,6 +2,7 @@ package kafka
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -301,6 +302,7 @@ func (c *Consumer) moveAll(s *sorting) {
 	defer cancel()
 	errs := c.q.b.send(ctx, s.moves)
 	failed := false
+	var denied error
 	c.mu.Lock()
 	for i, l := range s.movers {
 		if errs[i] == nil {
@@ -308,9 +310,15 @@ func (c *Consumer) moveAll(s *sorting) {
 			continue
 		}
 		failed = true
+		if isUnauthorized(errs[i]) {
+			denied = errs[i]
+		}
 		c.logLocked(slog.LevelWarn, "kafka: moving a message failed; it is tried again", "to", s.moves[i].topic, "id", l.d.ID, "error", errs[i])
 	}
 	c.mu.Unlock()
+	if denied != nil {
+		c.refuse(fail("receive", c.q.name, fmt.Errorf("moving a message: %w", denied)))
+	}
 	if !failed || sleep(c.ctx, time.Second) != nil {
 		return
 	}

@@ -128,6 +128,9 @@ func onGroup(name string) *kadm.ACLBuilder {
 	return kadm.NewACLs().Groups(name).Operations(kadm.OpRead)
 }
 
+// onRegistry lets a user know the queues' dead-letter queues.
+func onRegistry() *kadm.ACLBuilder { return onTopic("queuestream.queues", kadm.OpRead) }
+
 func onID(id string) *kadm.ACLBuilder {
 	return kadm.NewACLs().TransactionalIDs(id).Operations(kadm.OpWrite)
 }
@@ -228,7 +231,7 @@ func rightsInTurn(t *testing.T, c *secured) {
 	work := queue(t, root, broker.QueueConfig{})
 	u, group, id := c.newUser(t), name(t), name(t)
 	b, _ := c.as(t, u)
-	c.allow(t, u, onTopic(stream.Name(), kadm.OpDescribe), onTopic(work.Name(), kadm.OpDescribe), onTopic(work.Name()+".retry", kadm.OpDescribe))
+	c.allow(t, u, onTopic(stream.Name(), kadm.OpDescribe), onTopic(work.Name(), kadm.OpDescribe), onTopic(work.Name()+".retry", kadm.OpDescribe), onRegistry())
 	s, err := b.Stream(ctx, stream.Name(), nil)
 	if err != nil {
 		t.Fatal(err)
@@ -331,7 +334,7 @@ func rightsWithdrawn(t *testing.T, c *secured) {
 	read, write := onTopic(stream.Name(), kadm.OpRead), onTopic(stream.Name(), kadm.OpWrite)
 	take1, share := onTopic(work.Name(), kadm.OpRead), onGroup("queue-"+work.Name())
 	c.allow(t, u, read, write, onGroup(group), onTopic(stream.Name(), kadm.OpDescribe),
-		take1, share, onTopic(work.Name(), kadm.OpDescribe), onTopic(work.Name()+".retry", kadm.OpRead),
+		take1, share, onTopic(work.Name(), kadm.OpDescribe), onTopic(work.Name()+".retry", kadm.OpRead), onRegistry(),
 		onID(id))
 	b, _ := c.as(t, u)
 	s, err := b.Stream(ctx, stream.Name(), nil)
@@ -467,7 +470,7 @@ func waitInGroup(t *testing.T, c *secured, u user, o *kafka.Options) waiter {
 func waitForWork(t *testing.T, c *secured, u user, o *kafka.Options) waiter {
 	work := queue(t, open(t, c.options(t, c.root, "plain")), broker.QueueConfig{})
 	right := onGroup("queue-" + work.Name())
-	c.allow(t, u, right, onTopic(work.Name(), kadm.OpRead), onTopic(work.Name()+".retry", kadm.OpRead))
+	c.allow(t, u, right, onTopic(work.Name(), kadm.OpRead), onTopic(work.Name()+".retry", kadm.OpRead), onRegistry())
 	q, err := open(t, o).Queue(testContext(t), work.Name(), nil)
 	if err != nil {
 		t.Fatal(err)
@@ -483,6 +486,80 @@ func waitForWork(t *testing.T, c *secured, u user, o *kafka.Options) waiter {
 			_, err := work.Publish(ctx, broker.Message{Body: []byte("x")})
 			return err
 		},
+	}
+}
+
+// Whoever consumes a queue has to know its dead-letter queue, and to write to
+// it: otherwise nothing is removed, and the program is told.
+func deadLettersNeedRights(t *testing.T, c *secured) {
+	ctx := testContext(t)
+	root := open(t, c.options(t, c.root, "plain"))
+	dead := queue(t, root, broker.QueueConfig{})
+	work := name(t)
+	if err := root.DeclareQueue(ctx, work, broker.QueueConfig{MaxAttempts: 1, DeadLetter: dead.Name(), Lease: time.Second}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := root.DeleteQueue(context.WithoutCancel(ctx), work); err != nil && !errors.Is(err, broker.ErrClosed) {
+			t.Error(err)
+		}
+	})
+	u := c.newUser(t)
+	c.allow(t, u, onGroup("queue-"+work), onTopic(work, kadm.OpRead, kadm.OpWrite), onTopic(work+".retry", kadm.OpRead), onTopic(dead.Name(), kadm.OpDescribe))
+	b, _ := c.as(t, u)
+	q, err := b.Queue(ctx, work, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	enqueue(t, q, 2)
+	_, err = q.Consumer(ctx, nil)
+	refused(t, "consume without knowing of the dead-letter queue", err)
+
+	c.allow(t, u, onRegistry())
+	var w broker.Consumer
+	eventually(t, "the queue is known, opened anew", func() bool {
+		q, err := b.Queue(ctx, work, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w, err = q.Consumer(ctx, nil)
+		if err != nil && !errors.Is(err, broker.ErrUnauthorized) {
+			t.Fatal(err)
+		}
+		return err == nil
+	})
+	ds := take(t, w, 2)
+	refused(t, "reject", ds[0].Reject(ctx, "bad"))
+	tried := func() error {
+		short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+		defer cancel()
+		got, err := w.Receive(short, 1)
+		if len(got) > 0 {
+			t.Fatalf("%q is delivered beyond its attempts", got[0].Body)
+		}
+		return err
+	}
+	eventually(t, "the lease of what cannot be dead-lettered ends, and Receive tells why it does not go", func() bool {
+		return errors.Is(tried(), broker.ErrUnauthorized)
+	})
+	c.allow(t, u, onTopic(dead.Name(), kadm.OpWrite))
+	eventually(t, "both are dead-lettered", func() bool {
+		if err := tried(); !errors.Is(err, broker.ErrUnauthorized) && !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatal(err)
+		}
+		stats, err := root.QueueStats(ctx, dead.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return stats.Ready >= 2
+	})
+	for _, d := range take(t, consumer(t, dead), 2) {
+		if why, ok := broker.DeadLetterOf(&d.Message); !ok || why.Queue != work {
+			t.Errorf("%q is dead-lettered from %+v", d.Body, why)
+		}
+		if err := d.Ack(ctx); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

@@ -122,6 +122,7 @@ func TestSecured(t *testing.T) {
 				{"rights in turn", rightsInTurn, false},
 				{"rights withdrawn", rightsWithdrawn, false},
 				{"waiters", waitersTold, false},
+				{"dead letters", deadLettersNeedRights, false},
 				{"right to read", rightToRead, false},
 			} {
 				if tt.real && on.name != "real" {

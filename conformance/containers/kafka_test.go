@@ -13,6 +13,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
+	"github.com/twmb/franz-go/pkg/sasl/plain"
+	"github.com/twmb/franz-go/pkg/sasl/scram"
 
 	"github.com/queuestream/broker/conformance/containers"
 )
@@ -130,6 +132,32 @@ func shareFromEarliest(t *testing.T, addrs []string, group string) {
 	must(t, err)
 	if code := resp.Resources[0].ErrorCode; code != 0 {
 		t.Fatalf("share.auto.offset.reset of %s: error code %d", group, code)
+	}
+}
+
+// A secured broker lets its user in with each mechanism, and nobody else.
+func TestKafkaSecure(t *testing.T) {
+	t.Parallel()
+	kafka := containers.OwnKafka(t, containers.KafkaOptions{Secure: true})
+	s := kafka.Security
+	secured := kgo.DialTLSConfig(s.TLS())
+	for _, tt := range []struct {
+		name string
+		opts []kgo.Opt
+		in   bool
+	}{
+		{"PLAIN", []kgo.Opt{secured, kgo.SASL(plain.Auth{User: s.User, Pass: s.Password}.AsMechanism())}, true},
+		{"SCRAM-SHA-256", []kgo.Opt{secured, kgo.SASL(scram.Auth{User: s.User, Pass: s.Password}.AsSha256Mechanism())}, true},
+		{"SCRAM-SHA-512", []kgo.Opt{secured, kgo.SASL(scram.Auth{User: s.User, Pass: s.Password}.AsSha512Mechanism())}, true},
+		{"wrong password", []kgo.Opt{secured, kgo.SASL(scram.Auth{User: s.User, Pass: s.Password + "x"}.AsSha512Mechanism())}, false},
+		{"no user", []kgo.Opt{secured}, false},
+		{"no TLS", []kgo.Opt{kgo.SASL(plain.Auth{User: s.User, Pass: s.Password}.AsMechanism())}, false},
+	} {
+		cl := kafkaClient(t, kafka.Addrs, append(tt.opts, kgo.RequestRetries(0), kgo.RetryTimeout(5*time.Second))...)
+		_, err := kadm.NewClient(cl).CreateTopic(within(t, 20*time.Second), 1, 1, nil, unique(t))
+		if (err == nil) != tt.in {
+			t.Errorf("%s: %v, want in: %v", tt.name, err, tt.in)
+		}
 	}
 }
 
