@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	amqp "github.com/rabbitmq/amqp091-go"
+
 	"github.com/queuestream/broker"
 )
 
@@ -573,6 +575,35 @@ func TestAckThenClose(t *testing.T) {
 			if err := client.Close(); err != nil {
 				t.Fatal(err)
 			}
+		}
+	}
+}
+
+// A publisher that waits for a channel of a connection that dies in the
+// meantime takes one of the next connection.
+func TestChannelOfADeadConnectionIsOpenedAgain(t *testing.T) {
+	b := testBroker(t, nil)
+	dead := &generation{dead: make(chan struct{})}
+	close(dead.dead)
+	for range 50 { // the waiter is there before the end of the opening, in most
+		op := &channelOpening{gen: dead, done: make(chan struct{})}
+		b.pub.mu.Lock()
+		b.pub.cur, b.pub.opening = nil, op
+		b.pub.mu.Unlock()
+		result := make(chan error, 1)
+		go func() {
+			_, err := b.pub.channel(testContext(t))
+			result <- err
+		}()
+		for range 100 {
+			runtime.Gosched()
+		}
+		b.pub.mu.Lock()
+		op.err, b.pub.opening = amqp.ErrClosed, nil
+		close(op.done)
+		b.pub.mu.Unlock()
+		if err := <-result; err != nil {
+			t.Fatal(err)
 		}
 	}
 }

@@ -25,6 +25,7 @@ type publisher struct {
 }
 
 type channelOpening struct {
+	gen  *generation // maybe older than the one that a publisher waits for
 	done chan struct{}
 	err  error
 }
@@ -86,9 +87,9 @@ func (p *publisher) channel(ctx context.Context) (*confirmChannel, error) {
 		}
 		op := p.opening
 		if op == nil {
-			op = &channelOpening{done: make(chan struct{})}
+			op = &channelOpening{gen: g, done: make(chan struct{})}
 			p.opening = op
-			go p.open(g, op)
+			go p.open(op)
 		}
 		p.mu.Unlock()
 		select {
@@ -96,12 +97,12 @@ func (p *publisher) channel(ctx context.Context) (*confirmChannel, error) {
 		case <-ctx.Done():
 			return nil, unavailable(ctx, nil)
 		}
-		if op.err != nil && !g.isDead() {
+		if op.err != nil && !op.gen.isDead() {
 			return nil, classify(op.err)
 		}
-		if g.isDead() { // until the supervisor has noticed
+		if op.gen.isDead() { // until the supervisor has noticed
 			select {
-			case <-g.dead:
+			case <-op.gen.dead:
 			case <-ctx.Done():
 				return nil, unavailable(ctx, nil)
 			}
@@ -109,8 +110,8 @@ func (p *publisher) channel(ctx context.Context) (*confirmChannel, error) {
 	}
 }
 
-func (p *publisher) open(g *generation, op *channelOpening) {
-	cc, err := openConfirmChannel(g)
+func (p *publisher) open(op *channelOpening) {
+	cc, err := openConfirmChannel(op.gen)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err == nil {
