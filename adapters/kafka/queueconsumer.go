@@ -38,6 +38,7 @@ type Consumer struct {
 	since    time.Time // when the last of them ended
 	busy     time.Time // when a fetch last brought something
 	seq      uint64
+	lock     time.Duration         // how long the broker's last: as configured, then as it tells with each fetch
 	locks    map[uint64]*shareLock // by token
 	nodes    map[int32]*shareNode
 	parts    map[topicPartition]*sharePart
@@ -108,7 +109,7 @@ func newConsumer(q *Queue, o *broker.ConsumerOptions) (*Consumer, error) {
 		return nil, broker.Invalid("%v", err)
 	}
 	c := &Consumer{
-		q: q, client: client, prefetch: o.Prefetch, lease: o.Lease,
+		q: q, client: client, prefetch: o.Prefetch, lease: o.Lease, lock: q.lock,
 		inbox: broker.NewInbox(nil), ready: make(chan struct{}), since: time.Now(),
 		locks: map[uint64]*shareLock{}, nodes: map[int32]*shareNode{}, parts: map[topicPartition]*sharePart{},
 	}
@@ -298,7 +299,10 @@ func (c *Consumer) deal(s *sorting) {
 
 // moveAll writes copies, confirmed, and then removes the records themselves.
 func (c *Consumer) moveAll(s *sorting) {
-	ctx, cancel := context.WithTimeout(c.ctx, max(time.Second, c.q.lock*3/4))
+	c.mu.Lock()
+	lock := c.lock
+	c.mu.Unlock()
+	ctx, cancel := context.WithTimeout(c.ctx, max(time.Second, lock*3/4))
 	defer cancel()
 	errs := c.q.b.send(ctx, s.moves)
 	failed := false
@@ -382,7 +386,7 @@ const (
 // record is handed out counts as an attempt. c.mu is held.
 func (c *Consumer) unwanted(now time.Time) bool {
 	idle := now.Sub(c.since)
-	return c.wanted == 0 && (c.prefetch == 0 && idle > unwantedAfter || idle > c.q.lock)
+	return c.wanted == 0 && (c.prefetch == 0 && idle > unwantedAfter || idle > c.lock)
 }
 
 // tend looks after what is held: a lease that has ended gives the record back,
@@ -440,7 +444,7 @@ func (c *Consumer) tendLock(l *shareLock, now time.Time, unwanted bool, out *sor
 // renew renews the broker's lock when half of it is over, and returns when
 // that will be. c.mu is held.
 func (c *Consumer) renew(l *shareLock, now time.Time) time.Duration {
-	left := l.locked.Sub(now) - c.q.lock/2
+	left := l.locked.Sub(now) - c.lock/2
 	if left > 0 || !c.q.caps.Lease {
 		return max(left, tendLeast)
 	}
@@ -448,7 +452,7 @@ func (c *Consumer) renew(l *shareLock, now time.Time) time.Duration {
 		l.renewing = true
 		c.enqueue(&ackOp{lock: l, kind: ackRenew})
 	}
-	return tendMost
+	return min(tendMost, c.lock/4) // well before the renewed lock needs it again
 }
 
 // giveBackReady releases what lies ready and nobody receives.

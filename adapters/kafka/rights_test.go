@@ -496,7 +496,7 @@ func deadLettersNeedRights(t *testing.T, c *secured) {
 	root := open(t, c.options(t, c.root, "plain"))
 	dead := queue(t, root, broker.QueueConfig{})
 	work := name(t)
-	if err := root.DeclareQueue(ctx, work, broker.QueueConfig{MaxAttempts: 1, DeadLetter: dead.Name(), Lease: time.Second}); err != nil {
+	if err := root.DeclareQueue(ctx, work, broker.QueueConfig{MaxAttempts: 1, DeadLetter: dead.Name()}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -522,7 +522,7 @@ func deadLettersNeedRights(t *testing.T, c *secured) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		w, err = q.Consumer(ctx, nil)
+		w, err = q.Consumer(ctx, &broker.ConsumerOptions{Lease: time.Second})
 		if err != nil && !errors.Is(err, broker.ErrUnauthorized) {
 			t.Fatal(err)
 		}
@@ -560,6 +560,26 @@ func deadLettersNeedRights(t *testing.T, c *secured) {
 		if err := d.Ack(ctx); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// A user who may not know how long the broker's locks last learns it as he
+// receives, and keeps what he holds.
+func lockNotTold(t *testing.T, c *secured) {
+	root := open(t, c.options(t, c.root, "plain"))
+	work := queue(t, root, broker.QueueConfig{Lease: 3 * time.Second})
+	enqueue(t, work, 1)
+	u := c.newUser(t)
+	c.allow(t, u, onGroup("queue-"+work.Name()), onTopic(work.Name(), kadm.OpRead), onTopic(work.Name()+".retry", kadm.OpRead), onRegistry())
+	b, _ := c.as(t, u)
+	q, err := b.Queue(testContext(t), work.Name(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := take(t, consumer(t, q), 1)[0]
+	nothing(t, consumer(t, work), 4500*time.Millisecond)
+	if err := d.Ack(testContext(t)); err != nil {
+		t.Error(err)
 	}
 }
 

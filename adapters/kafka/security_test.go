@@ -123,6 +123,7 @@ func TestSecured(t *testing.T) {
 				{"rights withdrawn", rightsWithdrawn, false},
 				{"waiters", waitersTold, false},
 				{"dead letters", deadLettersNeedRights, false},
+				{"lock not told", lockNotTold, true}, // kfake tells the cluster's own
 				{"right to read", rightToRead, false},
 			} {
 				if tt.real && on.name != "real" {

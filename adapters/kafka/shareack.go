@@ -217,7 +217,7 @@ func (n *shareNode) finish(op *ackOp, err error) {
 			n.acks = append(n.acks, &ackOp{lock: l, kind: op.kind}) // nobody else will try again
 		}
 	case op.kind == ackRenew:
-		l.locked = op.at.Add(n.c.q.lock)
+		l.locked = op.at.Add(n.c.lock)
 		switch {
 		case !l.handed:
 			l.d.SetLease(l.locked)

@@ -119,7 +119,7 @@ func (n *shareNode) wait() time.Duration {
 	}
 	for _, l := range n.c.locks {
 		if l.node == n {
-			wait = min(wait, n.c.q.lock/4, heldWait)
+			wait = min(wait, n.c.lock/4, heldWait)
 			break
 		}
 	}
@@ -142,13 +142,13 @@ func (n *shareNode) fetch(ctx context.Context, req *kmsg.ShareFetchRequest, ops 
 		n.completeAll(ops, ackError(err))
 		return err
 	}
-	lease := time.Now().Add(time.Duration(resp.AcquisitionLockTimeoutMillis) * time.Millisecond)
-	if resp.AcquisitionLockTimeoutMillis <= 0 {
-		lease = time.Now().Add(n.c.q.lock)
-	}
 	var out sorting
 	var errs []error
 	n.c.mu.Lock()
+	if ms := resp.AcquisitionLockTimeoutMillis; ms > 0 {
+		n.c.lock = time.Duration(ms) * time.Millisecond
+	}
+	lease := time.Now().Add(n.c.lock)
 	if len(ops) > 0 {
 		n.appliedAll(ops, fetchCodes(resp))
 	}
