@@ -1,10 +1,8 @@
 package memory
 
 import (
-	"context"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -54,19 +52,6 @@ type queue struct {
 	dead  []burial // messages that unlock moves
 }
 
-// A burial is a message on its way to a dead-letter queue.
-type burial struct {
-	e   *entry
-	to  *queue
-	why broker.DeadLetter
-}
-
-// A policy is what a handle does with messages that fail.
-type policy struct {
-	maxAttempts int32
-	dead        *queue
-}
-
 func newQueue(srv *server, name string, cfg broker.QueueConfig) *queue {
 	q := &queue{
 		srv: srv, name: name, cfg: cfg,
@@ -106,23 +91,6 @@ func (q *queue) rouse(l *waitList) bool {
 	}
 	w.nextWoken, q.woken = q.woken, w
 	return true
-}
-
-func (q *queue) bury(b *burial) {
-	m := broker.DeadLetterMessage(b.e.msg, b.why)
-	e := newEntry(&m, now())
-	e.at = b.e.at
-	b.to.lock()
-	if !b.to.deleted.Load() {
-		b.to.admit(e, now())
-		b.to.unlock()
-		return
-	}
-	b.to.mu.Unlock()
-	// The dead-letter queue went away this moment: rather deliver once more.
-	q.lock()
-	q.admit(b.e, now())
-	q.unlock()
 }
 
 // admit stores a new entry, at the end of the queue. q.mu is held.
@@ -315,52 +283,6 @@ func (q *queue) refresh() {
 	q.unlock()
 }
 
-// sources returns the queues whose dead letters come here.
-func (q *queue) sources() []*queue {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return q.feeders
-}
-
-// connect makes dead letters of from visible to receivers of to in time.
-func connect(from, to *queue) {
-	if from == nil || to == nil {
-		return
-	}
-	add := func(q, other *queue, list *[]*queue) {
-		q.mu.Lock()
-		defer q.mu.Unlock()
-		for _, x := range *list {
-			if x == other {
-				return
-			}
-		}
-		*list = append((*list)[:len(*list):len(*list)], other)
-	}
-	add(from, to, &from.targets)
-	add(to, from, &to.feeders)
-	to.fed.Store(true)
-}
-
-// disconnect undoes connect for a queue that is deleted.
-func disconnect(q *queue) {
-	remove := func(from *queue, list *[]*queue) {
-		from.mu.Lock()
-		defer from.mu.Unlock()
-		*list = slices.DeleteFunc(slices.Clone(*list), func(x *queue) bool { return x == q })
-		from.fed.Store(len(from.feeders) > 0)
-	}
-	q.mu.Lock()
-	targets, feeders := q.targets, q.feeders
-	q.mu.Unlock()
-	for _, t := range targets {
-		remove(t, &t.feeders)
-	}
-	for _, f := range feeders {
-		remove(f, &f.targets)
-	}
-}
-
 // next takes the entry that is to be delivered next, or nil. q.mu is held.
 func (q *queue) next() *entry {
 	f, b := q.fresh.first(), q.back.top()
@@ -486,129 +408,4 @@ func (q *queue) giveBack(e *entry, now int64, delay time.Duration, snooze bool, 
 		e.group.pushFront(e)
 	}
 	q.activate(e, now)
-}
-
-// burySoon takes an entry in flight out and lets unlock move it to its
-// dead-letter queue. q.mu is held.
-func (q *queue) burySoon(e *entry, reason string) {
-	p := &e.holder.h.policy
-	q.release(e)
-	q.dead = append(q.dead, burial{e: e, to: p.dead, why: broker.DeadLetter{
-		Reason: reason, Queue: q.name, Attempts: int(e.attempts), Time: time.Now(),
-	}})
-	q.forget(e)
-	if e.group != nil {
-		q.nextOf(e.group, true)
-	}
-}
-
-// full tells whether e does not fit. q.mu is held.
-func (q *queue) full(size int32) bool {
-	n := q.length()
-	return q.cfg.MaxLength > 0 && n >= int64(q.cfg.MaxLength) ||
-		q.srv.opts.MaxQueueBytes > 0 && n > 0 && q.bytes+int64(size) > q.srv.opts.MaxQueueBytes
-}
-
-func (q *queue) length() int64 {
-	return q.count[waiting] + q.count[delayed] + q.count[ready] + q.count[inFlight]
-}
-
-// A publication is a message on its way into a queue.
-type publication struct {
-	m     *broker.Message // with its ID; a large body is the queue's to keep
-	at    int64           // UnixNano
-	delay time.Duration   // on top of the message's own
-}
-
-// store waits for room if that is the policy, then stores p.m. It reports
-// whether p.m duplicates a message that was stored before.
-func (q *queue) store(ctx context.Context, g *gate, p publication) (duplicate bool, err error) {
-	key, dedups := q.dedupKey(p.m)
-	t := p.at
-	if !dedups && p.delay == 0 && q.in.put(p.m, t) {
-		if q.parked.Load() > 0 {
-			q.lock()
-			q.advance(t)
-			q.arm(t)
-			q.unlock()
-		}
-		return false, nil
-	}
-	size := messageSize(p.m)
-	q.mu.Lock()
-	defer q.unlock()
-	for waited := false; ; waited = true {
-		q.absorb(false) // nobody comes in meanwhile
-		q.advance(t)
-		if q.deleted.Load() {
-			return false, broker.ErrNotFound
-		}
-		if dedups && q.dedup.has(key, t) {
-			q.passSpace()
-			return true, nil
-		}
-		if !q.full(size) && (waited || q.space.n == 0) {
-			break
-		}
-		if q.refuses() {
-			return false, fmt.Errorf("%w: %d messages, %d bytes", broker.ErrFull, q.length(), q.bytes)
-		}
-		if err := q.waitForSpace(ctx, g, t, waited); err != nil {
-			return false, err
-		}
-		t = now()
-	}
-	e := q.entry(p.m, t, size)
-	q.setDefaults(e)
-	if p.delay > 0 {
-		e.due = max(e.due, t+int64(p.delay))
-	}
-	if dedups {
-		q.dedup.add(key, t, q.srv.rules.caps.DedupWindow)
-	}
-	q.admit(e, t)
-	q.passSpace()
-	q.openIntake()
-	q.arm(t)
-	return false, nil
-}
-
-// waitForSpace parks a publisher until there may be room; first in line if it
-// has waited before. q.mu is held, but not meanwhile.
-func (q *queue) waitForSpace(ctx context.Context, g *gate, now int64, again bool) (err error) {
-	w := newWaiter()
-	if again {
-		q.space.pushFront(w)
-	} else {
-		q.space.push(w)
-	}
-	q.arm(now)
-	q.unlock()
-	g.enter()
-	select {
-	case <-w.token:
-	case <-ctx.Done():
-		err = broker.ContextError(ctx)
-	case <-g.closed:
-		err = broker.ErrClosed
-	}
-	g.leave()
-	q.lock()
-	if err != nil && w.queued {
-		q.space.remove(w)
-	} else if err != nil {
-		q.passSpace()
-	}
-	return err
-}
-
-// refuses tells whether Publish fails at the bound rather than waits: always
-// at a declared length.
-func (q *queue) refuses() bool { return q.cfg.MaxLength > 0 || q.srv.opts.WhenFull == Refuse }
-
-// passSpace wakes the next blocked publisher while there is room. q.mu is held.
-func (q *queue) passSpace() {
-	if q.space.n > 0 && !q.full(entryOverhead) {
-		q.rouse(&q.space)
-	}
 }
