@@ -353,21 +353,22 @@ func (k *Conn) handle(r *reader) error {
 	return nil
 }
 
-// gone ends what is open on a stream that was deleted or has moved.
+// gone ends what is open on a stream that was deleted or has moved. The ids stay
+// taken until their owners have closed them and the broker has answered: it may
+// know one still, asked for meanwhile, and a goodbye that comes late must not
+// meet another's.
 func (k *Conn) gone(stream string, code CodeError) {
 	k.mu.Lock()
 	var pubs []*Publisher
 	var subs []*Subscription
-	for id, p := range k.publishers {
+	for _, p := range k.publishers {
 		if p.stream == stream {
 			pubs = append(pubs, p)
-			delete(k.publishers, id)
 		}
 	}
-	for id, s := range k.subs {
+	for _, s := range k.subs {
 		if s.stream == stream {
 			subs = append(subs, s)
-			delete(k.subs, id)
 		}
 	}
 	k.mu.Unlock()

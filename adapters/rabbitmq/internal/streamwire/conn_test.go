@@ -310,6 +310,61 @@ func TestStreamGone(t *testing.T) {
 	}
 }
 
+// TestGoneKeepsIDs: what a metadata update ended keeps its id until its owner has
+// closed it, and the broker has answered: else the late goodbye would end
+// another one, which got the id meanwhile.
+func TestGoneKeepsIDs(t *testing.T) {
+	left := map[uint16][]uint8{}
+	k := open(t, func(_ *server, key uint16, id uint32, r *reader) []frame {
+		switch key {
+		case keyStats:
+			return []frame{newFrame(keyMetadataUpdate, 8).u16(uint16(ErrStreamNotAvailable)).str("a"), ok(key, id).u32(0)}
+		case keyQuerySequence:
+			return []frame{ok(key, id).i64(0)}
+		case keyUnsubscribe, keyDeletePublisher:
+			left[key] = append(left[key], r.u8())
+		}
+		return nil
+	})
+	nobody := func([]int64, CodeError) {}
+	sub, err := k.Subscribe(t.Context(), "a", First(), SubscribeOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pub, _, err := k.DeclarePublisher(t.Context(), "name", "a", nobody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := k.Stats(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	<-sub.Done()
+	<-pub.Done()
+	other, err := k.Subscribe(t.Context(), "b", First(), SubscribeOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	otherPub, _, err := k.DeclarePublisher(t.Context(), "name", "b", nobody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sub.Close(t.Context())
+	pub.Close()
+	if _, err := k.Stats(t.Context(), "a"); err != nil { // answered behind both
+		t.Fatal(err)
+	}
+	again, err := k.Subscribe(t.Context(), "a", First(), SubscribeOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if other.id == sub.id || otherPub.id == pub.id || len(left[keyUnsubscribe]) != 1 || len(left[keyDeletePublisher]) != 1 {
+		t.Errorf("subscriptions %d, %d, publishers %d, %d; left %v", sub.id, other.id, pub.id, otherPub.id, left)
+	}
+	if again.id != sub.id || !errors.Is(sub.Err(), ErrStreamNotAvailable) {
+		t.Errorf("id %d, want the free %d; %v", again.id, sub.id, sub.Err())
+	}
+}
+
 // TestFull: ids run out as a typed error, and come back.
 func TestFull(t *testing.T) {
 	k := open(t, nil)

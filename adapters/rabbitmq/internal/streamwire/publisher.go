@@ -1,6 +1,9 @@
 package streamwire
 
-import "context"
+import (
+	"context"
+	"sync"
+)
 
 // A Publisher publishes to one stream over a connection to the stream's leader.
 type Publisher struct {
@@ -8,6 +11,7 @@ type Publisher struct {
 	id      uint8
 	stream  string
 	confirm func(ids []int64, code CodeError)
+	once    sync.Once // of end
 	done    chan struct{}
 	err     error // set before done is closed
 }
@@ -86,11 +90,14 @@ func (p *Publisher) Done() <-chan struct{} { return p.done }
 func (p *Publisher) Err() error { return p.err }
 
 func (p *Publisher) end(err error) {
-	p.err = err
-	close(p.done)
+	p.once.Do(func() {
+		p.err = err
+		close(p.done)
+	})
 }
 
-// Close gives the publisher back without waiting for the broker.
+// Close gives the publisher back without waiting for the broker. It is called
+// also when the publisher has ended by itself: its id is not free before.
 func (p *Publisher) Close() {
 	// The id is free once the broker has answered; an error means that the
 	// connection is gone, and everything with it.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"hash/crc32"
+	"sync"
 )
 
 // A Start says where a subscription begins: use the constructors.
@@ -58,6 +59,7 @@ type Subscription struct {
 	o      SubscribeOptions
 	chunks chan *Chunk
 	wants  chan want
+	once   sync.Once // of end
 	done   chan struct{}
 	err    error // set before done is closed
 }
@@ -158,8 +160,10 @@ func (s *Subscription) Done() <-chan struct{} { return s.done }
 func (s *Subscription) Err() error { return s.err }
 
 func (s *Subscription) end(err error) {
-	s.err = err
-	close(s.done)
+	s.once.Do(func() {
+		s.err = err
+		close(s.done)
+	})
 }
 
 // leave unsubscribes; the channel that it returns is closed when the broker has
@@ -170,20 +174,18 @@ func (s *Subscription) leave() <-chan struct{} {
 	// connection is gone, and everything with it.
 	_, _ = s.k.begin(keyUnsubscribe, func(f frame) frame { return f.u8(s.id) }, func([]byte) {
 		s.k.mu.Lock()
-		mine := s.k.subs[s.id] == s
-		if mine {
+		if s.k.subs[s.id] == s {
 			delete(s.k.subs, s.id)
 		}
 		s.k.mu.Unlock()
-		if mine {
-			s.end(fmt.Errorf("%w: unsubscribed", ErrClosed))
-		}
+		s.end(fmt.Errorf("%w: unsubscribed", ErrClosed))
 		close(left)
 	})
 	return left
 }
 
-// Close unsubscribes and waits for the broker until ctx ends.
+// Close unsubscribes and waits for the broker until ctx ends. It is called once,
+// also when the subscription has ended by itself: its id is not free before.
 func (s *Subscription) Close(ctx context.Context) {
 	select {
 	case <-s.leave():
