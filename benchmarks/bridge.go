@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -31,14 +32,15 @@ import (
 const requestTime = 5 * time.Millisecond
 
 func bridgeScenarios() []scenario {
+	begin, source := share(filled(kafkaTopic, rawKafka))
 	return []scenario{
 		{
 			name:     "bridge, kafka to standard sqs",
-			what:     "Real Kafka and ElasticMQ. By hand: poll, send batches of 10, 32 requests at a time, commit; no retries, no poison, no order.",
-			messages: 30_000, needs: sqsEnv,
+			what:     "Real Kafka and ElasticMQ. By hand: poll, send batches of 10, 32 requests at a time, commit; no retries, no poison, no order. Both join a group and leave it.",
+			messages: 60_000, needs: []string{kafkaEnv, sqsEnv}, begin: begin,
 			contenders: []contender{
-				{name: "raw clients by hand", open: onBridge(rawPipe)},
-				{name: "bridge", open: onBridge(bridgePipe)},
+				{name: "raw clients by hand", open: bridging(source, rawPipe)},
+				{name: "bridge", open: bridging(source, bridgePipe)},
 			},
 			targets: []target{{of: "bridge", over: "raw clients by hand", atLeast: 0.9}, {of: "bridge", over: "raw clients by hand", maxCPU: 1.15}},
 		},
@@ -55,39 +57,35 @@ func bridgeScenarios() []scenario {
 	}
 }
 
-// onBridge fills a topic and makes a standard queue, on real brokers.
-func onBridge(run func(ctx context.Context, topic string, q sqsQueue, n int) (func() error, func() error, error)) opener {
+// bridging moves what the source holds to a queue of its own.
+func bridging(source makePlace, pipe func(ctx context.Context, topic, queue string, n int) (work func() error, stop func() error, err error)) opener {
 	return func(ctx context.Context, n int) (func() error, func() error, error) {
-		if os.Getenv(kafkaEnv) == "" {
-			return nil, nil, errors.New(kafkaEnv + " is not set")
-		}
-		var work func() error
-		var topicName string
-		_, deleteTopic, err := onFilledTopic(func(_ context.Context, topic string, _ int) (func() error, func() error, error) {
-			topicName = topic
-			return nothing, nothing, nil
-		})(ctx, n)
+		topic, err := source(ctx, n)
 		if err != nil {
 			return nil, nil, err
 		}
-		_, deleteQueue, err := onSQS(func(ctx context.Context, q sqsQueue, n int) (func() error, func() error, error) {
-			w, done, err := run(ctx, topicName, q, n)
-			work = w
-			return work, done, err
-		})(ctx, n)
-		return work, func() error { return errors.Join(deleteQueue(), deleteTopic()) }, err
+		var work func() error
+		_, done, err := set(ctx, sqsQueue, func(ctx context.Context, p place) (r rig, err error) {
+			work, r.stop, err = pipe(ctx, topic.name, p.name, n)
+			return r, err
+		}, n, n)
+		return work, done, err
 	}
 }
 
-func rawPipe(ctx context.Context, topic string, q sqsQueue, n int) (func() error, func() error, error) {
-	cl, err := kgo.NewClient(kgo.SeedBrokers(kafkaAddrs()...), kgo.ConsumeTopics(topic), kgo.ConsumerGroup("g-"+topic),
-		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.DisableAutoCommit())
+func rawPipe(ctx context.Context, topic, queue string, n int) (func() error, func() error, error) {
+	q, err := openRawQueue(ctx, queue)
 	if err != nil {
 		return nil, nil, err
 	}
-	body := textPayload() // binary payloads need an encoding; a text of the same size costs the same
 	return func() error {
-		slots, errs := make(chan struct{}, 32), make(chan error, 32)
+		cl, err := kgo.NewClient(kgo.SeedBrokers(kafkaAddrs()...), kgo.ConsumeTopics(topic), kgo.ConsumerGroup("g-"+broker.NewID()),
+			kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.DisableAutoCommit())
+		if err != nil {
+			return err
+		}
+		defer cl.Close()
+		slots := make(chan struct{}, 32)
 		for got := 0; got < n; {
 			fs := cl.PollRecords(ctx, 5000)
 			if err := fs.Err0(); err != nil {
@@ -95,43 +93,39 @@ func rawPipe(ctx context.Context, topic string, q sqsQueue, n int) (func() error
 			}
 			rs := fs.Records()
 			got += len(rs)
+			errs := make(chan error, len(rs))
 			var wg sync.WaitGroup
-			for len(rs) > 0 {
-				bodies := make([]string, min(10, len(rs)))
-				for i := range bodies {
-					bodies[i] = body
-				}
-				rs = rs[len(bodies):]
+			for ten := range slices.Chunk(rs, 10) {
 				slots <- struct{}{}
 				wg.Go(func() {
-					if err := q.sendTen(ctx, bodies); err != nil {
-						select {
-						case errs <- err:
-						default:
-						}
+					bodies := make([]string, len(ten))
+					for i, r := range ten {
+						bodies[i] = string(r.Value)
 					}
+					errs <- q.sendTen(ctx, bodies)
 					<-slots
 				})
 			}
 			wg.Wait()
-			select {
-			case err := <-errs:
-				return err
-			default:
+			close(errs)
+			for err := range errs {
+				if err != nil {
+					return err
+				}
 			}
 			if err := cl.CommitUncommittedOffsets(ctx); err != nil {
 				return err
 			}
 		}
 		return nil
-	}, func() error { cl.Close(); return nil }, nil
+	}, nothing, nil
 }
 
-func bridgePipe(ctx context.Context, topic string, q sqsQueue, n int) (func() error, func() error, error) {
-	cfg, body := awsConfig(), []byte(textPayload())
-	return bridgeRun(ctx, kafkaAddrs(), topic, n, &sqs.Options{Config: &cfg, Endpoint: os.Getenv(sqsEnv)}, q.name, func(rt *bridge.Route) {
-		rt.Map = func(_ *broker.Record, t *broker.Message) error { // as the contender: the body alone, as text
-			t.Headers, t.Body = nil, body
+func bridgePipe(ctx context.Context, topic, queue string, n int) (func() error, func() error, error) {
+	cfg := awsConfig()
+	return bridgeRun(ctx, kafkaAddrs(), topic, n, &sqs.Options{Config: &cfg, Endpoint: os.Getenv(sqsEnv)}, queue, func(rt *bridge.Route) {
+		rt.Map = func(_ *broker.Record, t *broker.Message) error { // as the contender: the body alone
+			t.Headers = nil
 			return nil
 		}
 	})
@@ -156,7 +150,7 @@ func bridgeRun(ctx context.Context, addrs []string, topic string, n int, o *sqs.
 		return nil, nil, err
 	}
 	rt := &bridge.Route{
-		Name: "bench", Group: "g-" + topic, Source: s, Target: target, Poison: bridge.PoisonHalt, Until: broker.Now(), Concurrency: 512,
+		Name: "bench", Group: "g-" + broker.NewID(), Source: s, Target: target, Poison: bridge.PoisonHalt, Until: broker.Now(), Concurrency: 512,
 		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	}
 	if edit != nil {

@@ -8,12 +8,10 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/IBM/sarama"
 	"github.com/ThreeDotsLabs/watermill"
 	wkafka "github.com/ThreeDotsLabs/watermill-kafka/v3/pkg/kafka"
-	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"gocloud.dev/pubsub"
 	"gocloud.dev/pubsub/kafkapubsub"
@@ -25,71 +23,94 @@ import (
 const (
 	kafkaEnv        = "BROKER_TEST_KAFKA"
 	kafkaPartitions = 6
-	chunk           = 1000
-	goroutines      = 64
+	commitEvery     = 50_000
 )
 
 func kafkaScenarios() []scenario {
-	return []scenario{
-		{
-			name:     "kafka publish, 1 goroutine",
-			what:     "acks=all, idempotent. The raw client pipelines Produce; the broker gets batches of 1,000; the peers have a blocking call only.",
-			messages: 300_000, needs: kafkaEnv,
-			contenders: []contender{
-				{name: "raw franz-go", open: onTopic(rawProduce)},
-				{name: "broker", open: onTopic(brokerPublishBatch)},
-				{name: "Watermill", open: onTopic(watermillPublish(1)), fraction: 0.02},
-				{name: "Go CDK", open: onTopic(cdkPublish(1)), fraction: 0.02},
-			},
-			targets: []target{{of: "broker", over: "raw franz-go", atLeast: 0.95}, {of: "broker", over: "raw franz-go", maxCPU: 1.15}},
+	needs := []string{kafkaEnv}
+	flood := scenario{
+		name:     "kafka publish, 1 goroutine",
+		what:     "acks=all, idempotent. The raw client pipelines Produce; the broker gets batches of 10,000, two under way at once; the peers have a blocking call only.",
+		messages: 1_500_000, needs: needs,
+		contenders: []contender{
+			{name: "raw franz-go", open: flooding(kafkaTopic, rawKafka)},
+			{name: "broker", open: flooding(kafkaTopic, brokerKafka)},
+			{name: "broker, async", open: flooding(kafkaTopic, asyncKafka)},
+			{name: "Watermill", open: flooding(kafkaTopic, watermillKafka), fraction: 0.004},
+			{name: "Go CDK", open: flooding(kafkaTopic, cdkKafka), fraction: 0.004},
 		},
+		targets: []target{
+			{of: "broker", over: "raw franz-go", atLeast: 0.95},
+			{of: "broker", over: "raw franz-go", maxCPU: 1.15},
+			{of: "broker, async", over: "raw franz-go", atLeast: 0.95},
+			{of: "broker, async", over: "raw franz-go", maxCPU: 1.15},
+		},
+	}
+	begin, shared := share(filled(kafkaTopic, rawKafka))
+	read := scenario{
+		name:     "kafka consume and commit",
+		what:     "A group's only member joins, reads all, commits and leaves.",
+		messages: 3_000_000, needs: needs, begin: begin,
+		contenders: []contender{
+			{name: "raw franz-go", open: reading(shared, rawKafka)},
+			{name: "broker", open: reading(shared, brokerKafka)},
+			{name: "Watermill", open: reading(shared, watermillKafka), fraction: 0.1},
+			{name: "Go CDK", open: reading(shared, cdkKafka), fraction: 0.02},
+		},
+		targets: []target{
+			{of: "broker", over: "raw franz-go", atLeast: 0.95},
+			{of: "broker", over: "raw franz-go", maxCPU: 1.15},
+			{of: "broker", over: "Watermill", atLeast: 5},
+			{of: "broker", over: "Go CDK", atLeast: 5},
+		},
+	}
+	fullQueue := filled(kafkaQueue, brokerShare)
+	return []scenario{
+		flood, sized(flood, "1 KiB", 1<<10, 400_000), sized(flood, "64 KiB", 64<<10, 10_000),
 		{
 			name:     "kafka publish, 64 goroutines",
 			what:     "A blocking call for each message from 64 goroutines.",
-			messages: 100_000, needs: kafkaEnv,
+			messages: 150_000, needs: needs,
 			contenders: []contender{
-				{name: "raw franz-go, blocking", open: onTopic(rawProduceSync)},
-				{name: "broker", open: onTopic(brokerPublish(goroutines))},
-				{name: "Watermill", open: onTopic(watermillPublish(goroutines)), fraction: 0.5},
-				{name: "Go CDK", open: onTopic(cdkPublish(goroutines)), fraction: 0.5},
-			},
-			targets: []target{{of: "broker", over: "raw franz-go, blocking", atLeast: 0.95}},
-		},
-		{
-			name:     "kafka consume and commit",
-			what:     "A group's only member reads all and commits.",
-			messages: 600_000, needs: kafkaEnv,
-			contenders: []contender{
-				{name: "raw franz-go", open: onFilledTopic(rawConsume)},
-				{name: "broker", open: onFilledTopic(brokerConsume)},
-				{name: "Watermill", open: onFilledTopic(watermillConsume), fraction: 0.3},
-				{name: "Go CDK", open: onFilledTopic(cdkConsume), fraction: 0.05},
+				{name: "raw franz-go, blocking", open: sending(kafkaTopic, rawKafka)},
+				{name: "broker", open: sending(kafkaTopic, brokerKafka)},
+				{name: "Watermill", open: sending(kafkaTopic, watermillKafka), fraction: 0.5},
+				{name: "Go CDK", open: sending(kafkaTopic, cdkKafka), fraction: 0.5},
 			},
 			targets: []target{
-				{of: "broker", over: "raw franz-go", atLeast: 0.95},
-				{of: "broker", over: "Watermill", atLeast: 5},
-				{of: "broker", over: "Go CDK", atLeast: 5},
+				{of: "broker", over: "raw franz-go, blocking", atLeast: 0.95},
+				{of: "broker", over: "raw franz-go, blocking", maxCPU: 1.15},
 			},
 		},
+		read, sized(read, "1 KiB", 1<<10, 800_000), sized(read, "64 KiB", 64<<10, 15_000),
 		{
 			name:     "kafka processing with per-key order",
-			what:     "A Processor with 8 lanes and a handler that does nothing, 5,000 keys, beside raw consumption.",
-			messages: 600_000, needs: kafkaEnv,
+			what:     "A Processor with 8 lanes and a handler that does nothing, 5,000 keys, beside raw consumption; both join, commit and leave.",
+			messages: 3_000_000, needs: needs, begin: begin,
 			contenders: []contender{
-				{name: "raw franz-go", open: onFilledTopic(rawConsume)},
-				{name: "broker Processor", open: onFilledTopic(brokerProcess)},
+				{name: "raw franz-go", open: reading(shared, rawKafka)},
+				{name: "broker Processor", open: processing(shared)},
 			},
 			targets: []target{{of: "broker Processor", over: "raw franz-go", atLeast: 0.9}},
 		},
 		{
 			name:     "kafka queue (share group), receive and ack",
 			what:     "One consumer of a share group; each message acknowledged on its own.",
-			messages: 50_000, needs: kafkaEnv,
+			messages: 50_000, needs: needs,
 			contenders: []contender{
-				{name: "kgo share group", open: onFilledQueue(rawShare)},
-				{name: "broker", open: onFilledQueue(brokerShare)},
+				{name: "kgo share group", open: reading(fullQueue, rawShare)},
+				{name: "broker", open: reading(fullQueue, brokerShare)},
 			},
 			targets: []target{{of: "broker", over: "kgo share group", atLeast: 1}},
+		},
+		{
+			name: "kafka stream, half load", what: halfLoadWhat, messages: 60_000, needs: needs,
+			contenders: []contender{
+				{name: "raw franz-go", open: halfLoad(kafkaTopic, rawKafka)},
+				{name: "broker", open: halfLoad(kafkaTopic, brokerKafka)},
+				{name: "Watermill", open: halfLoad(kafkaTopic, watermillKafka)},
+				{name: "Go CDK", open: halfLoad(kafkaTopic, cdkKafka)},
+			},
 		},
 	}
 }
@@ -98,453 +119,296 @@ func kafkaAddrs() []string {
 	return strings.Split(strings.TrimPrefix(os.Getenv(kafkaEnv), "kafka://"), ",")
 }
 
-// A topicRun does the work on a topic of its own; n messages are published or
-// waiting.
-type topicRun func(ctx context.Context, topic string, n int) (work func() error, done func() error, err error)
-
-// onTopic gives each run a fresh topic, deleted afterwards.
-func onTopic(run topicRun) opener {
-	return func(ctx context.Context, n int) (func() error, func() error, error) {
-		b, err := kafka.Open(ctx, &kafka.Options{Brokers: kafkaAddrs()})
-		if err != nil {
-			return nil, nil, err
-		}
-		topic := "bench-" + broker.NewID()
-		if err := b.DeclareStream(ctx, topic, broker.StreamConfig{Partitions: kafkaPartitions}); err != nil {
-			return nil, nil, err
-		}
-		work, done, err := run(ctx, topic, n)
-		if err != nil {
-			return nil, nil, err
-		}
-		return work, func() error {
-			return errors.Join(done(), b.DeleteStream(ctx, topic), b.Close())
-		}, nil
-	}
-}
-
-// onFilledTopic puts n messages of 5,000 keys there first.
-func onFilledTopic(run topicRun) opener {
-	return onTopic(func(ctx context.Context, topic string, n int) (func() error, func() error, error) {
-		if err := fillTopic(ctx, topic, n); err != nil {
-			return nil, nil, err
-		}
-		return run(ctx, topic, n)
-	})
-}
-
-func fillTopic(ctx context.Context, topic string, n int) error {
-	cl, err := kgo.NewClient(kgo.SeedBrokers(kafkaAddrs()...), kgo.DefaultProduceTopic(topic), kgo.MaxBufferedRecords(100_000))
+func kafkaTopic(ctx context.Context, _ int) (place, error) {
+	b, err := kafka.Open(ctx, &kafka.Options{Brokers: kafkaAddrs()})
 	if err != nil {
-		return err
+		return place{}, err
 	}
-	defer cl.Close()
-	var failed atomic.Pointer[error]
+	name := "bench-" + broker.NewID()
+	if err := b.DeclareStream(ctx, name, broker.StreamConfig{Partitions: kafkaPartitions}); err != nil {
+		return place{}, errors.Join(err, b.Close())
+	}
+	return streamPlace(b, b, name), nil
+}
+
+// rawKafka keys what it floods with 5,000 keys, and uses a client for each of
+// the three ways to work, as one has to.
+func rawKafka(_ context.Context, p place) (rig, error) {
+	client := func(opts ...kgo.Opt) (*kgo.Client, error) {
+		return kgo.NewClient(append(opts, kgo.SeedBrokers(kafkaAddrs()...), kgo.DefaultProduceTopic(p.name))...)
+	}
+	many, err := client(kgo.MaxBufferedRecords(50_000))
+	if err != nil {
+		return rig{}, err
+	}
+	single, err := client(kgo.ProducerLinger(0))
+	if err != nil {
+		return rig{}, err
+	}
+	keys := benchKeys()
+	return rig{
+		send: func(ctx context.Context, body []byte) error {
+			return single.ProduceSync(ctx, &kgo.Record{Value: body}).FirstErr()
+		},
+		flood: func(ctx context.Context, n int) error {
+			body := payload()
+			var acked atomic.Int64
+			for i := range n {
+				many.Produce(ctx, &kgo.Record{Key: keys[i%len(keys)], Value: body}, func(_ *kgo.Record, err error) {
+					if err == nil {
+						acked.Add(1)
+					}
+				})
+			}
+			return errors.Join(many.Flush(ctx), counted(acked.Load(), n))
+		},
+		read: func(ctx context.Context, got func([]byte) bool) error {
+			c, err := client(kgo.ConsumeTopics(p.name), kgo.ConsumerGroup("g-"+broker.NewID()),
+				kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.DisableAutoCommit())
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			since := 0
+			for more := true; more; {
+				fs := c.PollRecords(ctx, 5000)
+				if err := fs.Err0(); err != nil {
+					return unlessEnded(ctx, err)
+				}
+				fs.EachRecord(func(r *kgo.Record) {
+					since++
+					more = got(r.Value) && more
+				})
+				if since >= commitEvery || !more {
+					if err := c.CommitUncommittedOffsets(ctx); err != nil {
+						return err
+					}
+					since = 0
+				}
+			}
+			return nil
+		},
+		stop: func() error {
+			many.Close()
+			single.Close()
+			return nil
+		},
+	}, nil
+}
+
+func benchKeys() [][]byte {
 	keys := make([][]byte, 5000)
 	for i := range keys {
 		keys[i] = fmt.Appendf(nil, "key-%d", i)
 	}
-	for i := range n {
-		cl.Produce(ctx, &kgo.Record{Key: keys[i%len(keys)], Value: payload()}, func(_ *kgo.Record, err error) {
-			if err != nil {
-				failed.Store(&err)
-			}
-		})
-	}
-	if err := cl.Flush(ctx); err != nil {
-		return err
-	}
-	if err := failed.Load(); err != nil {
-		return *err
-	}
-	return nil
+	return keys
 }
 
-func rawProduce(_ context.Context, topic string, n int) (func() error, func() error, error) {
-	cl, err := kgo.NewClient(kgo.SeedBrokers(kafkaAddrs()...), kgo.DefaultProduceTopic(topic), kgo.MaxBufferedRecords(50_000))
-	if err != nil {
-		return nil, nil, err
-	}
-	body := payload()
-	return func() error {
-		var acked atomic.Int64
-		for range n {
-			cl.Produce(context.Background(), &kgo.Record{Value: body}, func(_ *kgo.Record, err error) {
-				if err == nil {
-					acked.Add(1)
-				}
-			})
-		}
-		if err := cl.Flush(context.Background()); err != nil {
-			return err
-		}
-		return counted(acked.Load(), n)
-	}, func() error { cl.Close(); return nil }, nil
-}
-
-func counted(got int64, n int) error {
-	if got != int64(n) {
-		return fmt.Errorf("%d of %d went through", got, n)
-	}
-	return nil
-}
-
-func rawProduceSync(ctx context.Context, topic string, n int) (func() error, func() error, error) {
-	cl, err := kgo.NewClient(kgo.SeedBrokers(kafkaAddrs()...), kgo.DefaultProduceTopic(topic), kgo.ProducerLinger(0))
-	if err != nil {
-		return nil, nil, err
-	}
-	body := payload()
-	return func() error {
-		return parallel(goroutines, n, func() error {
-			return cl.ProduceSync(ctx, &kgo.Record{Value: body}).FirstErr()
-		})
-	}, func() error { cl.Close(); return nil }, nil
-}
-
-// parallel calls f n times from several goroutines.
-func parallel(goroutines, n int, f func() error) error {
-	var left atomic.Int64
-	left.Store(int64(n))
-	errs := make(chan error, goroutines)
-	var wg sync.WaitGroup
-	for range goroutines {
-		wg.Go(func() {
-			for left.Add(-1) >= 0 {
-				if err := f(); err != nil {
-					errs <- err
-					return
-				}
-			}
-			errs <- nil
-		})
-	}
-	wg.Wait()
-	close(errs)
-	var all error
-	for err := range errs {
-		all = errors.Join(all, err)
-	}
-	return all
-}
-
-func openStream(ctx context.Context, topic string) (*kafka.Broker, broker.Stream, error) {
+func brokerKafka(ctx context.Context, p place) (rig, error) {
 	b, err := kafka.Open(ctx, &kafka.Options{Brokers: kafkaAddrs()})
 	if err != nil {
-		return nil, nil, err
+		return rig{}, err
 	}
-	s, err := b.Stream(ctx, topic, nil)
-	return b, s, err
+	s, err := b.Stream(ctx, p.name, nil)
+	return rig{
+		send: func(ctx context.Context, body []byte) error {
+			_, err := s.Publish(ctx, broker.Record{Value: body})
+			return err
+		},
+		flood: floodStream(s, 10_000, 2, benchKeys()), read: readStream(s), stop: b.Close,
+	}, err
 }
 
-func brokerPublishBatch(ctx context.Context, topic string, n int) (func() error, func() error, error) {
-	b, s, err := openStream(ctx, topic)
-	if err != nil {
-		return nil, nil, err
-	}
-	body := payload()
-	return func() error {
-		// Two batches are under way at once, as a pipelining program has it.
-		errs, slots := make(chan error, n/chunk+2), make(chan struct{}, 8)
-		batches := 0
-		for left := n; left > 0; left -= chunk {
-			rs := make([]broker.Record, min(chunk, left))
+// floodStream publishes batches to a stream of the broker, some of them under
+// way at once, with the keys if there are any.
+func floodStream(s broker.Stream, batch, underWay int, keys [][]byte) func(context.Context, int) error {
+	return func(ctx context.Context, n int) error {
+		body := payload()
+		slots, errs := make(chan struct{}, underWay), make([]error, (n+batch-1)/batch)
+		var batches sync.WaitGroup
+		for k := range errs {
+			rs := make([]broker.Record, min(batch, n-k*batch))
 			for i := range rs {
 				rs[i].Value = body
+				if keys != nil {
+					rs[i].Key = keys[(k*batch+i)%len(keys)]
+				}
 			}
 			slots <- struct{}{}
-			batches++
-			go func() {
-				receipts, err := s.PublishBatch(ctx, rs)
-				if err == nil {
-					err = counted(int64(len(receipts)), len(rs))
-				}
-				errs <- err
+			batches.Go(func() {
+				_, errs[k] = s.PublishBatch(ctx, rs)
 				<-slots
-			}()
-		}
-		for range batches {
-			if err := <-errs; err != nil {
-				return err
-			}
-		}
-		return nil
-	}, b.Close, nil
-}
-
-func brokerPublish(goroutines int) topicRun {
-	return func(ctx context.Context, topic string, n int) (func() error, func() error, error) {
-		b, s, err := openStream(ctx, topic)
-		if err != nil {
-			return nil, nil, err
-		}
-		body := payload()
-		return func() error {
-			return parallel(goroutines, n, func() error {
-				_, err := s.Publish(ctx, broker.Record{Value: body})
-				return err
 			})
-		}, b.Close, nil
+		}
+		batches.Wait()
+		return errors.Join(errs...)
 	}
 }
 
-func watermillPublish(goroutines int) topicRun {
-	return func(_ context.Context, topic string, n int) (func() error, func() error, error) {
-		cfg := wkafka.DefaultSaramaSyncPublisherConfig()
-		cfg.Producer.RequiredAcks = sarama.WaitForAll
-		p, err := wkafka.NewPublisher(wkafka.PublisherConfig{
-			Brokers: kafkaAddrs(), Marshaler: wkafka.DefaultMarshaler{}, OverwriteSaramaConfig: cfg,
-		}, watermill.NopLogger{})
+// readStream joins a group of its own, commits now and then, and leaves.
+func readStream(s broker.Stream) func(context.Context, func([]byte) bool) error {
+	return func(ctx context.Context, got func([]byte) bool) error {
+		c, err := s.Consumer(ctx, "g-"+broker.NewID(), nil)
 		if err != nil {
-			return nil, nil, err
+			return err
 		}
-		body := payload()
-		return func() error {
-			return parallel(goroutines, n, func() error {
-				return p.Publish(topic, message.NewMessage(watermill.NewUUID(), body))
-			})
-		}, p.Close, nil
-	}
-}
-
-func cdkPublish(goroutines int) topicRun {
-	return func(ctx context.Context, topic string, n int) (func() error, func() error, error) {
-		cfg := kafkapubsub.MinimalConfig()
-		cfg.Producer.RequiredAcks = sarama.WaitForAll
-		t, err := kafkapubsub.OpenTopic(kafkaAddrs(), cfg, topic, nil)
-		if err != nil {
-			return nil, nil, err
-		}
-		return cdkSend(ctx, t, goroutines, n)
-	}
-}
-
-func cdkSend(ctx context.Context, t *pubsub.Topic, goroutines, n int) (func() error, func() error, error) {
-	body := payload()
-	return func() error {
-		return parallel(goroutines, n, func() error { return t.Send(ctx, &pubsub.Message{Body: body}) })
-	}, func() error { return t.Shutdown(ctx) }, nil
-}
-
-func rawConsume(ctx context.Context, topic string, n int) (func() error, func() error, error) {
-	cl, err := kgo.NewClient(kgo.SeedBrokers(kafkaAddrs()...), kgo.ConsumeTopics(topic), kgo.ConsumerGroup("g-"+topic),
-		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.DisableAutoCommit())
-	if err != nil {
-		return nil, nil, err
-	}
-	return func() error {
-		got, since := 0, 0
-		var last []*kgo.Record
-		for got < n {
-			fs := cl.PollRecords(ctx, 5000)
-			if err := fs.Err0(); err != nil {
-				return err
-			}
-			fs.EachPartition(func(p kgo.FetchTopicPartition) {
-				got += len(p.Records)
-				since += len(p.Records)
-				if k := len(p.Records); k > 0 {
-					last = append(last, p.Records[k-1])
-				}
-			})
-			if since >= 50_000 || got >= n {
-				if err := cl.CommitRecords(ctx, last...); err != nil {
-					return err
-				}
-				last, since = last[:0], 0
-			}
-		}
-		return counted(int64(got), n)
-	}, func() error { cl.Close(); return nil }, nil
-}
-
-func brokerConsume(ctx context.Context, topic string, n int) (func() error, func() error, error) {
-	b, s, err := openStream(ctx, topic)
-	if err != nil {
-		return nil, nil, err
-	}
-	c, err := s.Consumer(ctx, "g-"+topic, nil)
-	if err != nil {
-		return nil, nil, err
-	}
-	return func() error {
-		got, since := 0, 0
+		since := 0
 		last := map[int32]*broker.Record{}
-		for got < n {
+		for more := true; more; {
 			rs, err := c.Receive(ctx, 5000)
 			if err != nil {
-				return err
+				return errors.Join(unlessEnded(ctx, err), c.Close())
 			}
-			got += len(rs)
 			since += len(rs)
 			for _, r := range rs {
 				last[r.Partition] = r
+				more = got(r.Value) && more
 			}
-			if since >= 50_000 || got >= n {
+			if since >= commitEvery || !more {
 				var commit []*broker.Record
 				for _, r := range last {
 					commit = append(commit, r)
 				}
 				if err := c.Commit(ctx, commit...); err != nil {
-					return err
+					return errors.Join(err, c.Close())
 				}
 				since = 0
 			}
 		}
-		return counted(int64(got), n)
-	}, func() error { return errors.Join(c.Close(), b.Close()) }, nil
+		return c.Close()
+	}
 }
 
-func brokerProcess(ctx context.Context, topic string, n int) (func() error, func() error, error) {
-	b, s, err := openStream(ctx, topic)
+// asyncKafka appends record by record.
+func asyncKafka(ctx context.Context, p place) (rig, error) {
+	b, err := kafka.Open(ctx, &kafka.Options{Brokers: kafkaAddrs()})
 	if err != nil {
-		return nil, nil, err
+		return rig{}, err
 	}
-	return func() error {
-		var got atomic.Int64
-		p := &broker.Processor{
-			Stream: s, Group: "g-" + topic, Until: broker.Now(), MaxWindow: 50_000,
-			Handler: func(context.Context, *broker.Record) error { got.Add(1); return nil },
-		}
-		if err := p.Run(ctx); err != nil {
-			return err
-		}
-		return counted(got.Load(), n)
-	}, b.Close, nil
-}
-
-func watermillConsume(ctx context.Context, topic string, n int) (func() error, func() error, error) {
-	cfg := wkafka.DefaultSaramaSubscriberConfig()
-	cfg.Consumer.Offsets.Initial = sarama.OffsetOldest
-	sub, err := wkafka.NewSubscriber(wkafka.SubscriberConfig{
-		Brokers: kafkaAddrs(), Unmarshaler: wkafka.DefaultMarshaler{}, ConsumerGroup: "g-" + topic, OverwriteSaramaConfig: cfg,
-	}, watermill.NopLogger{})
-	if err != nil {
-		return nil, nil, err
-	}
-	return func() error {
-		in, err := sub.Subscribe(ctx, topic)
-		if err != nil {
-			return err
-		}
-		for range n {
-			select {
-			case m := <-in:
-				m.Ack()
-			case <-time.After(time.Minute):
-				return errors.New("nothing for a minute")
+	s, err := b.Stream(ctx, p.name, nil)
+	keys := benchKeys()
+	return rig{
+		flood: func(ctx context.Context, n int) error {
+			a := broker.NewAsyncAppender(s, &broker.AsyncOptions{MaxBatch: 10_000, MaxInFlight: 2, MaxQueued: 50_000})
+			body := payload()
+			var acked atomic.Int64
+			for i := range n {
+				a.Publish(ctx, broker.Record{Key: keys[i%len(keys)], Value: body}, func(_ broker.Receipt, err error) {
+					if err == nil {
+						acked.Add(1)
+					}
+				})
 			}
-		}
-		return nil
-	}, sub.Close, nil
+			return errors.Join(a.Close(ctx), counted(acked.Load(), n))
+		},
+		stop: b.Close,
+	}, err
 }
 
-func cdkConsume(ctx context.Context, topic string, n int) (func() error, func() error, error) {
-	cfg := kafkapubsub.MinimalConfig()
-	cfg.Consumer.Offsets.Initial = sarama.OffsetOldest
-	sub, err := kafkapubsub.OpenSubscription(kafkaAddrs(), cfg, "g-"+topic, []string{topic}, nil)
-	if err != nil {
-		return nil, nil, err
-	}
-	return cdkReceive(ctx, sub, n)
-}
-
-func cdkReceive(ctx context.Context, sub *pubsub.Subscription, n int) (func() error, func() error, error) {
-	return func() error {
-			for range n {
-				m, err := sub.Receive(ctx)
-				if err != nil {
-					return err
-				}
-				m.Ack()
-			}
-			return nil
-		}, func() error {
-			stop, cancel := context.WithTimeout(ctx, 30*time.Second)
-			defer cancel()
-			return sub.Shutdown(stop)
-		}, nil
-}
-
-// onFilledQueue declares a queue with n messages of the broker's own.
-func onFilledQueue(run topicRun) opener {
+// processing runs a Processor that commits as it goes.
+func processing(at makePlace) opener {
 	return func(ctx context.Context, n int) (func() error, func() error, error) {
+		p, err := at(ctx, n)
+		if err != nil {
+			return nil, nil, err
+		}
 		b, err := kafka.Open(ctx, &kafka.Options{Brokers: kafkaAddrs()})
 		if err != nil {
 			return nil, nil, err
 		}
-		topic := "bench-" + broker.NewID()
-		q, err := broker.DeclareQueue(ctx, b, topic, broker.QueueConfig{})
+		s, err := b.Stream(ctx, p.name, nil)
 		if err != nil {
-			return nil, nil, err
+			return nil, nil, errors.Join(err, b.Close())
 		}
-		body := payload()
-		for left := n; left > 0; left -= chunk {
-			ms := make([]broker.Message, min(chunk, left))
-			for i := range ms {
-				ms[i].Body = body
+		return func() error {
+			var got atomic.Int64
+			p := &broker.Processor{
+				Stream: s, Group: "g-" + broker.NewID(), Until: broker.Now(), MaxWindow: commitEvery,
+				Handler: func(context.Context, *broker.Record) error { got.Add(1); return nil },
 			}
-			if _, err := q.PublishBatch(ctx, ms); err != nil {
-				return nil, nil, err
-			}
-		}
-		work, done, err := run(ctx, topic, n)
-		if err != nil {
-			return nil, nil, err
-		}
-		return work, func() error { return errors.Join(done(), b.DeleteQueue(ctx, topic), b.Close()) }, nil
+			return errors.Join(p.Run(ctx), counted(got.Load(), n))
+		}, b.Close, nil
 	}
 }
 
-func rawShare(ctx context.Context, topic string, n int) (func() error, func() error, error) {
-	cl, err := kgo.NewClient(kgo.SeedBrokers(kafkaAddrs()...), kgo.ConsumeTopics(topic), kgo.ShareGroup("queue-"+topic))
+func watermillKafka(_ context.Context, p place) (rig, error) {
+	cfg := wkafka.DefaultSaramaSyncPublisherConfig()
+	cfg.Producer.RequiredAcks = sarama.WaitForAll
+	pub, err := wkafka.NewPublisher(wkafka.PublisherConfig{
+		Brokers: kafkaAddrs(), Marshaler: wkafka.DefaultMarshaler{}, OverwriteSaramaConfig: cfg,
+	}, watermill.NopLogger{})
 	if err != nil {
-		return nil, nil, err
+		return rig{}, err
 	}
-	return func() error {
-		for got := 0; got < n; {
-			fs := cl.PollRecords(ctx, 500)
-			if err := fs.Err0(); err != nil {
-				return err
-			}
-			fs.EachRecord(func(r *kgo.Record) {
-				r.Ack(kgo.AckAccept)
-				got++
-			})
-		}
-		return cl.FlushAcks(ctx)
-	}, func() error { cl.Close(); return nil }, nil
+	rcfg := wkafka.DefaultSaramaSubscriberConfig()
+	rcfg.Consumer.Offsets.Initial = sarama.OffsetOldest
+	sub, err := wkafka.NewSubscriber(wkafka.SubscriberConfig{
+		Brokers: kafkaAddrs(), Unmarshaler: wkafka.DefaultMarshaler{}, ConsumerGroup: "g-" + broker.NewID(), OverwriteSaramaConfig: rcfg,
+	}, watermill.NopLogger{})
+	if err != nil {
+		return rig{}, errors.Join(err, pub.Close())
+	}
+	return rig{
+		send: watermillSend(pub, p.name), read: watermillRead(sub, p.name),
+		stop: func() error { return errors.Join(pub.Close(), sub.Close()) },
+	}, nil
 }
 
-func brokerShare(ctx context.Context, topic string, n int) (func() error, func() error, error) {
+func cdkKafka(_ context.Context, p place) (rig, error) {
+	cfg := kafkapubsub.MinimalConfig()
+	cfg.Producer.RequiredAcks = sarama.WaitForAll
+	cfg.Consumer.Offsets.Initial = sarama.OffsetOldest
+	t, err := kafkapubsub.OpenTopic(kafkaAddrs(), cfg, p.name, nil)
+	if err != nil {
+		return rig{}, err
+	}
+	return cdkRig(t, func() (*pubsub.Subscription, error) {
+		return kafkapubsub.OpenSubscription(kafkaAddrs(), cfg, "g-"+broker.NewID(), []string{p.name}, nil)
+	}), nil
+}
+
+// kafkaQueue is a queue as the broker declares it.
+func kafkaQueue(ctx context.Context, _ int) (place, error) {
 	b, err := kafka.Open(ctx, &kafka.Options{Brokers: kafkaAddrs()})
 	if err != nil {
-		return nil, nil, err
+		return place{}, err
 	}
-	q, err := b.Queue(ctx, topic, nil)
-	if err != nil {
-		return nil, nil, err
+	name := "bench-" + broker.NewID()
+	if _, err := broker.DeclareQueue(ctx, b, name, broker.QueueConfig{}); err != nil {
+		return place{}, errors.Join(err, b.Close())
 	}
-	return queueConsume(ctx, q, n, b.Close)
+	return place{name: name, remove: func(ctx context.Context) error { return errors.Join(b.DeleteQueue(ctx, name), b.Close()) }}, nil
 }
 
-// queueConsume receives and acknowledges n messages, many at a time.
-func queueConsume(ctx context.Context, q broker.Queue, n int, closeAll func() error) (func() error, func() error, error) {
-	c, err := q.Consumer(ctx, &broker.ConsumerOptions{Prefetch: 1000})
-	if err != nil {
-		return nil, nil, err
-	}
-	return func() error {
-		for got := 0; got < n; {
-			ds, err := c.Receive(ctx, 500)
+func rawShare(_ context.Context, p place) (rig, error) {
+	return rig{
+		read: func(ctx context.Context, got func([]byte) bool) error {
+			cl, err := kgo.NewClient(kgo.SeedBrokers(kafkaAddrs()...), kgo.ConsumeTopics(p.name), kgo.ShareGroup("queue-"+p.name))
 			if err != nil {
 				return err
 			}
-			if err := broker.AckAll(ctx, ds...); err != nil {
-				return err
+			defer cl.Close()
+			for more := true; more; {
+				fs := cl.PollRecords(ctx, 500)
+				if err := fs.Err0(); err != nil {
+					return unlessEnded(ctx, err)
+				}
+				fs.EachRecord(func(r *kgo.Record) {
+					r.Ack(kgo.AckAccept)
+					more = got(r.Value) && more
+				})
 			}
-			got += len(ds)
-		}
-		return nil
-	}, func() error { return errors.Join(c.Close(), closeAll()) }, nil
+			return cl.FlushAcks(ctx)
+		},
+		stop: nothing,
+	}, nil
+}
+
+func brokerShare(ctx context.Context, p place) (rig, error) {
+	b, err := kafka.Open(ctx, &kafka.Options{Brokers: kafkaAddrs()})
+	if err != nil {
+		return rig{}, err
+	}
+	q, err := b.Queue(ctx, p.name, nil)
+	return rig{send: sendTo(q), flood: floodTo(q, chunk), read: readFrom(q), stop: b.Close}, err
 }

@@ -21,20 +21,25 @@ type scenario struct {
 	name       string
 	what       string // in a sentence, for the report
 	messages   int    // of one run
-	needs      string // environment variable of the broker; empty: none
+	size       int    // bytes of a body; 0: 256
+	needs      []string
 	contenders []contender
 	targets    []target
+	// begin prepares what all runs of the scenario share; optional.
+	begin func(ctx context.Context, n int) (end func() error, err error)
 }
 
 // A contender does the work of a scenario.
 type contender struct {
 	name string
-	// open prepares a run of n messages (not measured) and returns the work
-	// (measured, which handles and verifies all n) and what to do afterwards.
-	open func(ctx context.Context, n int) (work func() error, done func() error, err error)
+	open opener
 	// fraction of the messages for a contender that is much slower; 0: all.
 	fraction float64
 }
+
+// An opener prepares a run of n messages (not measured) and returns the work
+// (measured) and what to do afterwards: verify, and take all away.
+type opener func(ctx context.Context, n int) (work func() error, done func() error, err error)
 
 // A target is a ratio of two contenders' median throughputs, or a bound.
 type target struct {
@@ -59,25 +64,36 @@ type result struct {
 }
 
 func (s *scenario) missing() string {
-	if s.needs != "" && os.Getenv(s.needs) == "" {
-		return s.needs + " is not set"
+	for _, env := range s.needs {
+		if os.Getenv(env) == "" {
+			return env + " is not set"
+		}
 	}
 	return ""
 }
 
 // measure runs all contenders rounds times, interleaved, the order turned each
 // round.
-func measure(ctx context.Context, s scenario, o options) ([]result, error) {
-	res := make([]result, len(s.contenders))
+func measure(ctx context.Context, s scenario, o options) (res []result, err error) {
+	payloadSize = cmp.Or(s.size, defaultSize)
+	n := max(int(float64(s.messages)*o.scale), 1)
+	if s.begin != nil {
+		end, err := s.begin(ctx, n)
+		if err != nil {
+			return nil, err
+		}
+		defer func() {
+			if eerr := end(); err == nil {
+				err = eerr
+			}
+		}()
+	}
+	res = make([]result, len(s.contenders))
 	for round := range o.rounds {
 		for k := range s.contenders {
 			i := (k + round) % len(s.contenders)
 			c := s.contenders[i]
-			n := int(float64(s.messages) * o.scale)
-			if c.fraction > 0 {
-				n = int(float64(n) * c.fraction)
-			}
-			smp, err := once(ctx, c, max(n, 1))
+			smp, err := once(ctx, c, max(int(float64(n)*cmp.Or(c.fraction, 1)), 1))
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", c.name, err)
 			}

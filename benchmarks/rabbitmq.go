@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"time"
+	"sync"
 
 	"github.com/ThreeDotsLabs/watermill"
 	wamqp "github.com/ThreeDotsLabs/watermill-amqp/v3/pkg/amqp"
-	"github.com/ThreeDotsLabs/watermill/message"
 	amqp "github.com/rabbitmq/amqp091-go"
+	"gocloud.dev/pubsub"
 	"gocloud.dev/pubsub/rabbitpubsub"
 
 	"github.com/queuestream/broker"
@@ -20,85 +20,91 @@ import (
 const rabbitEnv = "BROKER_TEST_RABBITMQ"
 
 func rabbitScenarios() []scenario {
-	return []scenario{
-		{
-			name:     "rabbitmq confirmed publish, 1 goroutine",
-			what:     "Quorum queue, persistent, mandatory, confirmed. The raw client pipelines 1,000 confirms; the broker gets batches of 1,000; the peers have a blocking call only.",
-			messages: 50_000, needs: rabbitEnv,
-			contenders: []contender{
-				{name: "raw amqp091", open: onRabbit(rawConfirm)},
-				{name: "broker", open: onRabbit(brokerRabbitBatch)},
-				{name: "Watermill", open: onRabbit(watermillAMQP(1)), fraction: 0.05},
-				{name: "Go CDK", open: onRabbit(cdkAMQP(1)), fraction: 0.05},
-			},
-			targets: []target{
-				{of: "broker", over: "raw amqp091", atLeast: 0.95},
-				{of: "broker", over: "raw amqp091", maxCPU: 1.15},
-				{of: "broker", over: "Watermill", atLeast: 10},
-			},
+	needs := []string{rabbitEnv}
+	full := filled(rabbitQueue, rawRabbit)
+	watermill1, watermill64 := watermillRabbit(1), watermillRabbit(goroutines)
+	flood := scenario{
+		name:     "rabbitmq confirmed publish, 1 goroutine",
+		what:     "Quorum queue, persistent, mandatory, confirmed. The raw client pipelines 1,000 confirms; the broker gets batches of 1,000; the peers have a blocking call only.",
+		messages: 50_000, needs: needs,
+		contenders: []contender{
+			{name: "raw amqp091", open: flooding(rabbitQueue, rawRabbit)},
+			{name: "broker", open: flooding(rabbitQueue, brokerRabbit)},
+			{name: "Watermill", open: flooding(rabbitQueue, watermill1), fraction: 0.05},
+			{name: "Go CDK", open: flooding(rabbitQueue, cdkRabbit), fraction: 0.05},
 		},
+		targets: []target{
+			{of: "broker", over: "raw amqp091", atLeast: 0.95},
+			{of: "broker", over: "raw amqp091", maxCPU: 1.15},
+			{of: "broker", over: "Watermill", atLeast: 10},
+		},
+	}
+	read := scenario{
+		name:     "rabbitmq consume and ack",
+		what:     "Quorum queue, prefetch 1,000. The raw client acknowledges 100 with one frame.",
+		messages: 50_000, needs: needs,
+		contenders: []contender{
+			{name: "raw amqp091", open: reading(full, rawRabbit)},
+			{name: "broker", open: reading(full, brokerRabbit)},
+			{name: "Watermill", open: reading(full, watermill1)},
+			{name: "Go CDK", open: reading(full, cdkRabbit)},
+		},
+		targets: []target{
+			{of: "broker", over: "raw amqp091", atLeast: 0.95},
+			{of: "broker", over: "raw amqp091", maxCPU: 1.15},
+		},
+	}
+	return []scenario{
+		flood,
+		sized(flood, "1 KiB", 1<<10, 30_000), sized(flood, "64 KiB", 64<<10, 2000),
 		{
 			name:     "rabbitmq confirmed publish, 64 goroutines",
 			what:     "A blocking call for each message from 64 goroutines; the raw client's share one channel.",
-			messages: 50_000, needs: rabbitEnv,
+			messages: 50_000, needs: needs,
 			contenders: []contender{
-				{name: "raw amqp091, one shared channel", open: onRabbit(rawShared)},
-				{name: "broker", open: onRabbit(brokerRabbitPublish)},
-				{name: "Watermill", open: onRabbit(watermillAMQP(goroutines)), fraction: 0.5},
-				{name: "Go CDK", open: onRabbit(cdkAMQP(goroutines)), fraction: 0.5},
+				{name: "raw amqp091, one shared channel", open: sending(rabbitQueue, rawRabbit)},
+				{name: "broker", open: sending(rabbitQueue, brokerRabbit)},
+				{name: "Watermill", open: sending(rabbitQueue, watermill64), fraction: 0.5},
+				{name: "Go CDK", open: sending(rabbitQueue, cdkRabbit), fraction: 0.5},
 			},
 			targets: []target{{of: "broker", over: "raw amqp091, one shared channel", atLeast: 1}},
 		},
+		read,
+		sized(read, "1 KiB", 1<<10, 30_000), sized(read, "64 KiB", 64<<10, 2000),
 		{
-			name:     "rabbitmq consume and ack",
-			what:     "Quorum queue, prefetch 1,000. The raw client acknowledges 100 with one frame.",
-			messages: 50_000, needs: rabbitEnv,
+			name: "rabbitmq queue, half load", what: halfLoadWhat, messages: 20_000, needs: needs,
 			contenders: []contender{
-				{name: "raw amqp091", open: onFilledRabbit(rawAMQPConsume)},
-				{name: "broker", open: onFilledRabbit(brokerRabbitConsume)},
-				{name: "Watermill", open: onFilledRabbit(watermillAMQPConsume)},
-				{name: "Go CDK", open: onFilledRabbit(cdkAMQPConsume)},
+				{name: "raw amqp091", open: halfLoad(rabbitQueue, rawRabbit)},
+				{name: "broker", open: halfLoad(rabbitQueue, brokerRabbit)},
+				{name: "Watermill", open: halfLoad(rabbitQueue, watermill64)},
+				{name: "Go CDK", open: halfLoad(rabbitQueue, cdkRabbit)},
 			},
-			targets: []target{{of: "broker", over: "raw amqp091", atLeast: 0.95}},
 		},
 	}
 }
 
-// A rabbitRun does the work on a queue of its own.
-type rabbitRun func(ctx context.Context, queue string, n int) (work func() error, done func() error, err error)
+var quorum = amqp.Table{amqp.QueueTypeArg: amqp.QueueTypeQuorum}
 
-var quorum = amqp.Table{"x-queue-type": "quorum"}
-
-func onRabbit(run rabbitRun) opener {
-	return func(ctx context.Context, n int) (func() error, func() error, error) {
-		b, err := rabbitmq.OpenURL(ctx, os.Getenv(rabbitEnv))
-		if err != nil {
-			return nil, nil, err
-		}
-		name := "bench-" + broker.NewID()
-		if _, err := broker.DeclareQueue(ctx, b, name, broker.QueueConfig{}); err != nil {
-			return nil, nil, err
-		}
-		admin, _ := broker.As[broker.Admin](b)
-		work, done, err := run(ctx, name, n)
-		if err != nil {
-			return nil, nil, err
-		}
-		return work, func() error { return errors.Join(done(), admin.DeleteQueue(ctx, name), b.Close()) }, nil
+func rabbitQueue(context.Context, int) (place, error) {
+	conn, ch, err := dialRabbit(false)
+	if err != nil {
+		return place{}, err
 	}
-}
-
-func onFilledRabbit(run rabbitRun) opener {
-	return onRabbit(func(ctx context.Context, queue string, n int) (func() error, func() error, error) {
-		fill, done, err := rawConfirm(ctx, queue, n)
-		if err != nil {
-			return nil, nil, err
-		}
-		if err := errors.Join(fill(), done()); err != nil {
-			return nil, nil, err
-		}
-		return run(ctx, queue, n)
-	})
+	name := "bench-" + broker.NewID()
+	if _, err = ch.QueueDeclare(name, true, false, false, false, quorum); err != nil {
+		return place{}, errors.Join(err, conn.Close())
+	}
+	return place{
+		name: name,
+		held: func(context.Context) (int64, error) {
+			q, err := ch.QueueDeclarePassive(name, true, false, false, false, quorum)
+			return int64(q.Messages), err
+		},
+		remove: func(context.Context) error {
+			_, err := ch.QueueDelete(name, false, false, false)
+			return errors.Join(err, conn.Close())
+		},
+	}, nil
 }
 
 func dialRabbit(confirm bool) (*amqp.Connection, *amqp.Channel, error) {
@@ -113,49 +119,17 @@ func dialRabbit(confirm bool) (*amqp.Connection, *amqp.Channel, error) {
 	return conn, ch, err
 }
 
-func publishing(body []byte) amqp.Publishing {
-	return amqp.Publishing{DeliveryMode: amqp.Persistent, Body: body}
-}
-
-func rawConfirm(ctx context.Context, queue string, n int) (func() error, func() error, error) {
+func rawRabbit(_ context.Context, p place) (rig, error) {
 	conn, ch, err := dialRabbit(true)
 	if err != nil {
-		return nil, nil, err
+		return rig{}, err
 	}
-	body := payload()
-	return func() error {
-		window := make(chan *amqp.DeferredConfirmation, 1000)
-		errs := make(chan error, 1)
-		go func() {
-			acked := 0
-			for c := range window {
-				if c.Wait() {
-					acked++
-				}
-			}
-			errs <- counted(int64(acked), n)
-		}()
-		for range n {
-			c, err := ch.PublishWithDeferredConfirm("", queue, true, false, publishing(body))
-			if err != nil {
-				return err
-			}
-			window <- c
-		}
-		close(window)
-		return <-errs
-	}, conn.Close, nil
-}
-
-func rawShared(ctx context.Context, queue string, n int) (func() error, func() error, error) {
-	conn, ch, err := dialRabbit(true)
-	if err != nil {
-		return nil, nil, err
+	publish := func(ctx context.Context, body []byte) (*amqp.DeferredConfirmation, error) {
+		return ch.PublishWithDeferredConfirmWithContext(ctx, "", p.name, true, false, amqp.Publishing{DeliveryMode: amqp.Persistent, Body: body})
 	}
-	body := payload()
-	return func() error {
-		return parallel(goroutines, n, func() error {
-			c, err := ch.PublishWithDeferredConfirmWithContext(ctx, "", queue, true, false, publishing(body))
+	return rig{
+		send: func(ctx context.Context, body []byte) error {
+			c, err := publish(ctx, body)
 			if err != nil {
 				return err
 			}
@@ -163,180 +137,125 @@ func rawShared(ctx context.Context, queue string, n int) (func() error, func() e
 				return fmt.Errorf("confirmed %v: %w", ok, err)
 			}
 			return nil
-		})
-	}, conn.Close, nil
-}
-
-func openRabbit(ctx context.Context, queue string) (broker.Broker, broker.Queue, error) {
-	b, err := rabbitmq.OpenURL(ctx, os.Getenv(rabbitEnv))
-	if err != nil {
-		return nil, nil, err
-	}
-	q, err := b.Queue(ctx, queue, nil)
-	return b, q, err
-}
-
-func brokerRabbitBatch(ctx context.Context, queue string, n int) (func() error, func() error, error) {
-	b, q, err := openRabbit(ctx, queue)
-	if err != nil {
-		return nil, nil, err
-	}
-	body := payload()
-	return func() error {
-		for left := n; left > 0; left -= chunk {
-			ms := make([]broker.Message, min(chunk, left))
-			for i := range ms {
-				ms[i].Body = body
-			}
-			if _, err := q.PublishBatch(ctx, ms); err != nil {
-				return err
-			}
-		}
-		return nil
-	}, b.Close, nil
-}
-
-func brokerRabbitPublish(ctx context.Context, queue string, n int) (func() error, func() error, error) {
-	b, q, err := openRabbit(ctx, queue)
-	if err != nil {
-		return nil, nil, err
-	}
-	body := payload()
-	return func() error {
-		return parallel(goroutines, n, func() error {
-			_, err := q.Publish(ctx, broker.Message{Body: body})
-			return err
-		})
-	}, b.Close, nil
-}
-
-func brokerRabbitConsume(ctx context.Context, queue string, n int) (func() error, func() error, error) {
-	b, q, err := openRabbit(ctx, queue)
-	if err != nil {
-		return nil, nil, err
-	}
-	return queueConsume(ctx, q, n, b.Close)
-}
-
-func watermillConfig() wamqp.Config {
-	c := wamqp.NewDurableQueueConfig(os.Getenv(rabbitEnv))
-	c.Publish.ConfirmDelivery = true
-	c.Queue.Arguments = quorum
-	c.Consume.Qos.PrefetchCount = 1000
-	return c
-}
-
-func watermillAMQP(goroutines int) rabbitRun {
-	return func(_ context.Context, queue string, n int) (func() error, func() error, error) {
-		cfg := watermillConfig()
-		cfg.Publish.ChannelPoolSize = goroutines
-		p, err := wamqp.NewPublisher(cfg, watermill.NopLogger{})
-		if err != nil {
-			return nil, nil, err
-		}
-		own := queue + "-w" // it declares queues in its own way
-		body := payload()
-		return func() error {
-			return parallel(goroutines, n, func() error {
-				return p.Publish(own, message.NewMessage(watermill.NewUUID(), body))
+		},
+		flood: func(ctx context.Context, n int) error {
+			window, acked := make(chan *amqp.DeferredConfirmation, 1000), 0
+			var confirms sync.WaitGroup
+			confirms.Go(func() {
+				for c := range window {
+					if c.Wait() {
+						acked++
+					}
+				}
 			})
-		}, func() error { return errors.Join(p.Close(), deleteRabbit(own)) }, nil
-	}
+			body := payload()
+			var err error
+			for i := 0; i < n && err == nil; i++ {
+				var c *amqp.DeferredConfirmation
+				if c, err = publish(ctx, body); err == nil {
+					window <- c
+				}
+			}
+			close(window)
+			confirms.Wait()
+			return errors.Join(err, counted(int64(acked), n))
+		},
+		read: func(ctx context.Context, got func([]byte) bool) error { return readRabbit(ctx, conn, p.name, got) },
+		stop: conn.Close,
+	}, nil
 }
 
-func deleteRabbit(queue string) error {
-	conn, ch, err := dialRabbit(false)
+// readRabbit acknowledges a hundred messages at a time.
+func readRabbit(ctx context.Context, conn *amqp.Connection, queue string, got func([]byte) bool) error {
+	ch, err := conn.Channel()
 	if err != nil {
 		return err
 	}
-	_, err = ch.QueueDelete(queue, false, false, false)
-	return errors.Join(err, conn.Close())
-}
-
-func cdkAMQP(goroutines int) rabbitRun {
-	return func(ctx context.Context, queue string, n int) (func() error, func() error, error) {
-		conn, ch, err := dialRabbit(false)
-		if err != nil {
-			return nil, nil, err
-		}
-		exchange := queue + "-x"
-		if err := ch.ExchangeDeclare(exchange, "fanout", true, false, false, false, nil); err != nil {
-			return nil, nil, err
-		}
-		if err := ch.QueueBind(queue, "", exchange, false, nil); err != nil {
-			return nil, nil, err
-		}
-		work, done, err := cdkSend(ctx, rabbitpubsub.OpenTopic(conn, exchange, nil), goroutines, n)
-		return work, func() error {
-			return errors.Join(done(), ch.ExchangeDelete(exchange, false, false), conn.Close())
-		}, err
-	}
-}
-
-func rawAMQPConsume(_ context.Context, queue string, n int) (func() error, func() error, error) {
-	conn, ch, err := dialRabbit(false)
-	if err != nil {
-		return nil, nil, err
-	}
 	if err := ch.Qos(1000, 0, false); err != nil {
-		return nil, nil, err
+		return err
 	}
-	return func() error {
-		in, err := ch.Consume(queue, "", false, false, false, false, nil)
-		if err != nil {
-			return err
-		}
-		for i := range n {
-			d := <-in
-			if (i+1)%100 == 0 || i+1 == n {
-				if err := d.Ack(true); err != nil {
+	in, err := ch.Consume(queue, "", false, false, false, false, nil)
+	if err != nil {
+		return err
+	}
+	var last amqp.Delivery
+	open := 0
+	for more := true; more; {
+		select {
+		case last = <-in:
+			more = got(last.Body)
+			if open++; open == 100 {
+				if err := last.Ack(true); err != nil {
 					return err
 				}
+				open = 0
 			}
+		case <-ctx.Done():
+			more = false
 		}
-		return nil
-	}, conn.Close, nil
+	}
+	if open > 0 {
+		return last.Ack(true)
+	}
+	return nil
 }
 
-func watermillAMQPConsume(ctx context.Context, queue string, n int) (func() error, func() error, error) {
-	cfg := watermillConfig()
-	cfg.TopologyBuilder = declared{}
-	sub, err := wamqp.NewSubscriber(cfg, watermill.NopLogger{})
+func brokerRabbit(ctx context.Context, p place) (rig, error) {
+	b, err := rabbitmq.OpenURL(ctx, os.Getenv(rabbitEnv))
 	if err != nil {
-		return nil, nil, err
+		return rig{}, err
 	}
-	return func() error {
-		in, err := sub.Subscribe(ctx, queue)
+	q, err := b.Queue(ctx, p.name, nil)
+	return rig{send: sendTo(q), flood: floodTo(q, chunk), read: readFrom(q), stop: b.Close}, err
+}
+
+func watermillRabbit(channels int) makeRig {
+	return func(_ context.Context, p place) (rig, error) {
+		cfg := wamqp.NewDurableQueueConfig(os.Getenv(rabbitEnv))
+		cfg.Publish.ConfirmDelivery, cfg.Publish.Mandatory, cfg.Publish.ChannelPoolSize = true, true, channels
+		cfg.Consume.Qos.PrefetchCount = 1000
+		cfg.TopologyBuilder = &declared{}
+		pub, err := wamqp.NewPublisher(cfg, watermill.NopLogger{})
 		if err != nil {
-			return err
+			return rig{}, err
 		}
-		for range n {
-			select {
-			case m := <-in:
-				m.Ack()
-			case <-time.After(time.Minute):
-				return errors.New("nothing for a minute")
-			}
+		sub, err := wamqp.NewSubscriber(cfg, watermill.NopLogger{})
+		if err != nil {
+			return rig{}, errors.Join(err, pub.Close())
 		}
-		return nil
-	}, sub.Close, nil
+		return rig{
+			send: watermillSend(pub, p.name), read: watermillRead(sub, p.name),
+			stop: func() error { return errors.Join(pub.Close(), sub.Close()) },
+		}, nil
+	}
 }
 
 // declared leaves the queue as it is.
-type declared struct{}
+type declared struct{ wamqp.DefaultTopologyBuilder }
 
 func (declared) BuildTopology(*amqp.Channel, wamqp.BuildTopologyParams, wamqp.Config, watermill.LoggerAdapter) error {
 	return nil
 }
 
-func (declared) ExchangeDeclare(*amqp.Channel, string, wamqp.Config) error { return nil }
-
-func cdkAMQPConsume(ctx context.Context, queue string, n int) (func() error, func() error, error) {
-	conn, _, err := dialRabbit(false)
+func cdkRabbit(_ context.Context, p place) (rig, error) {
+	conn, ch, err := dialRabbit(false)
 	if err != nil {
-		return nil, nil, err
+		return rig{}, err
+	}
+	exchange := p.name + "-x"
+	if err := ch.ExchangeDeclare(exchange, amqp.ExchangeFanout, true, false, false, false, nil); err != nil {
+		return rig{}, err
+	}
+	if err := ch.QueueBind(p.name, "", exchange, false, nil); err != nil {
+		return rig{}, err
 	}
 	prefetch := 1000
-	work, done, err := cdkReceive(ctx, rabbitpubsub.OpenSubscription(conn, queue, &rabbitpubsub.SubscriptionOptions{PrefetchCount: &prefetch}), n)
-	return work, func() error { return errors.Join(done(), conn.Close()) }, err
+	r := cdkRig(rabbitpubsub.OpenTopic(conn, exchange, nil), func() (*pubsub.Subscription, error) {
+		return rabbitpubsub.OpenSubscription(conn, p.name, &rabbitpubsub.SubscriptionOptions{PrefetchCount: &prefetch}), nil
+	})
+	stop := r.stop
+	r.stop = func() error {
+		return errors.Join(stop(), ch.ExchangeDelete(exchange, false, false), conn.Close())
+	}
+	return r, nil
 }

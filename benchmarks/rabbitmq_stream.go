@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 
 	samqp "github.com/rabbitmq/rabbitmq-stream-go-client/pkg/amqp"
@@ -16,33 +15,37 @@ import (
 const rabbitStreamEnv = "BROKER_TEST_RABBITMQ_STREAM"
 
 func rabbitStreamScenarios() []scenario {
+	needs := []string{rabbitEnv, rabbitStreamEnv}
+	flood := scenario{
+		name:     "rabbitmq stream publish",
+		what:     "One partition, every record confirmed. The raw client sends asynchronously and counts the confirms; the broker gets batches of 10,000.",
+		messages: 500_000, needs: needs,
+		contenders: []contender{
+			{name: "raw stream client", open: flooding(rabbitStream, rawStream)},
+			{name: "broker", open: flooding(rabbitStream, brokerStream)},
+		},
+		targets: []target{
+			{of: "broker", over: "raw stream client", atLeast: 0.9},
+			{of: "broker", over: "raw stream client", maxCPU: 1.15},
+		},
+	}
+	begin, shared := share(filled(rabbitStream, brokerStream))
+	read := scenario{
+		name:     "rabbitmq stream consume",
+		what:     "One partition, from the beginning; the broker in a group, which commits at the end.",
+		messages: 1_000_000, needs: needs, begin: begin,
+		contenders: []contender{
+			{name: "raw stream client", open: reading(shared, rawStream)},
+			{name: "broker", open: reading(shared, brokerStream)},
+		},
+		targets: []target{
+			{of: "broker", over: "raw stream client", atLeast: 0.9},
+			{of: "broker", over: "raw stream client", maxCPU: 1.15},
+		},
+	}
 	return []scenario{
-		{
-			name:     "rabbitmq stream publish",
-			what:     "One partition, every record confirmed. The raw client sends asynchronously and counts the confirms; the broker gets batches of 10,000.",
-			messages: 500_000, needs: rabbitStreamEnv,
-			contenders: []contender{
-				{name: "raw stream client", open: onRabbitStream(rawStreamPublish)},
-				{name: "broker", open: onRabbitStream(brokerStreamPublish)},
-			},
-			targets: []target{
-				{of: "broker", over: "raw stream client", atLeast: 0.9},
-				{of: "broker", over: "raw stream client", maxCPU: 1.15},
-			},
-		},
-		{
-			name:     "rabbitmq stream consume",
-			what:     "One partition, from the beginning; the broker in a group, which commits at the end.",
-			messages: 500_000, needs: rabbitStreamEnv,
-			contenders: []contender{
-				{name: "raw stream client", open: onFilledRabbitStream(rawStreamConsume)},
-				{name: "broker", open: onFilledRabbitStream(brokerStreamConsume)},
-			},
-			targets: []target{
-				{of: "broker", over: "raw stream client", atLeast: 0.9},
-				{of: "broker", over: "raw stream client", maxCPU: 1.15},
-			},
-		},
+		flood, sized(flood, "1 KiB", 1<<10, 200_000), sized(flood, "64 KiB", 64<<10, 5000),
+		read, sized(read, "1 KiB", 1<<10, 400_000), sized(read, "64 KiB", 64<<10, 5000),
 	}
 }
 
@@ -52,159 +55,105 @@ func openRabbitStreams(ctx context.Context) (*rabbitmq.Broker, error) {
 	})
 }
 
-func onRabbitStream(run rabbitRun) opener {
-	return func(ctx context.Context, n int) (func() error, func() error, error) {
-		b, err := openRabbitStreams(ctx)
-		if err != nil {
-			return nil, nil, err
-		}
-		name := "bench-" + broker.NewID()
-		if err := b.DeclareStream(ctx, name, broker.StreamConfig{}); err != nil {
-			return nil, nil, err
-		}
-		work, done, err := run(ctx, name, n)
-		if err != nil {
-			return nil, nil, err
-		}
-		return work, func() error { return errors.Join(done(), b.DeleteStream(ctx, name), b.Close()) }, nil
-	}
-}
-
-func onFilledRabbitStream(run rabbitRun) opener {
-	return onRabbitStream(func(ctx context.Context, name string, n int) (func() error, func() error, error) {
-		fill, done, err := brokerStreamPublish(ctx, name, n)
-		if err != nil {
-			return nil, nil, err
-		}
-		if err := errors.Join(fill(), done()); err != nil {
-			return nil, nil, err
-		}
-		return run(ctx, name, n)
-	})
-}
-
-func rawEnvironment() (*stream.Environment, error) {
-	return stream.NewEnvironment(stream.NewEnvironmentOptions().SetUri(os.Getenv(rabbitStreamEnv)))
-}
-
-func rawStreamPublish(_ context.Context, name string, n int) (func() error, func() error, error) {
-	env, err := rawEnvironment()
-	if err != nil {
-		return nil, nil, err
-	}
-	p, err := env.NewProducer(name+"-0", stream.NewProducerOptions().SetBatchSize(500))
-	if err != nil {
-		return nil, nil, err
-	}
-	confirms := p.NotifyPublishConfirmation()
-	body := payload()
-	return func() error {
-		stored := make(chan error, 1)
-		go func() {
-			acked := int64(0)
-			for left := n; left > 0; {
-				for _, c := range <-confirms {
-					left--
-					if c.IsConfirmed() {
-						acked++
-					}
-				}
-			}
-			stored <- counted(acked, n)
-		}()
-		for range n {
-			if err := p.Send(samqp.NewMessage(body)); err != nil {
-				return err
-			}
-		}
-		return <-stored
-	}, env.Close, nil
-}
-
-func openRabbitStream(ctx context.Context, name string) (*rabbitmq.Broker, broker.Stream, error) {
+func rabbitStream(ctx context.Context, _ int) (place, error) {
 	b, err := openRabbitStreams(ctx)
 	if err != nil {
-		return nil, nil, err
+		return place{}, err
 	}
-	s, err := b.Stream(ctx, name, nil)
-	return b, s, err
+	name := "bench-" + broker.NewID()
+	if err := b.DeclareStream(ctx, name, broker.StreamConfig{}); err != nil {
+		return place{}, errors.Join(err, b.Close())
+	}
+	return streamPlace(b, b, name), nil
 }
 
-func brokerStreamPublish(ctx context.Context, name string, n int) (func() error, func() error, error) {
-	b, s, err := openRabbitStream(ctx, name)
-	if err != nil {
-		return nil, nil, err
-	}
-	body := payload()
-	const batch = 10_000
-	return func() error {
-		for left := n; left > 0; left -= batch {
-			rs := make([]broker.Record, min(batch, left))
-			for i := range rs {
-				rs[i].Value = body
-			}
-			if _, err := s.PublishBatch(ctx, rs); err != nil {
-				return err
-			}
-		}
-		return nil
-	}, b.Close, nil
+// A streamAdmin deletes streams.
+type streamAdmin interface {
+	DeleteStream(ctx context.Context, name string) error
 }
 
-func rawStreamConsume(ctx context.Context, name string, n int) (func() error, func() error, error) {
-	env, err := rawEnvironment()
-	if err != nil {
-		return nil, nil, err
-	}
-	return func() error {
-		all := make(chan struct{})
-		got, size := 0, 0
-		_, err := env.NewConsumer(name+"-0", func(_ stream.ConsumerContext, m *samqp.Message) {
-			size += len(m.GetData())
-			if got++; got == n {
-				close(all)
-			}
-		}, stream.NewConsumerOptions().SetOffset(stream.OffsetSpecification{}.First()))
-		if err != nil {
-			return err
-		}
-		select {
-		case <-all:
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}, env.Close, nil
-}
-
-func brokerStreamConsume(ctx context.Context, name string, n int) (func() error, func() error, error) {
-	b, s, err := openRabbitStream(ctx, name)
-	if err != nil {
-		return nil, nil, err
-	}
-	return func() error {
-		c, err := s.Consumer(ctx, "bench", nil)
-		if err != nil {
-			return err
-		}
-		size := 0
-		for got := 0; got < n; {
-			rs, err := c.Receive(ctx, chunk)
+// streamPlace is a stream that has been declared; to remove it closes b.
+func streamPlace(b broker.Broker, admin streamAdmin, name string) place {
+	return place{
+		name: name, keeps: true,
+		held: func(ctx context.Context) (int64, error) {
+			s, err := b.Stream(ctx, name, nil)
 			if err != nil {
-				return err
+				return 0, err
 			}
-			for _, r := range rs {
-				size += len(r.Value)
+			ps, err := s.Partitions(ctx)
+			var held int64
+			for _, p := range ps {
+				first, _ := p.First.Int64()
+				next, _ := p.Next.Int64()
+				held += next - first
 			}
-			if got += len(rs); got == n {
-				if err := c.Commit(ctx, rs...); err != nil {
+			return held, errors.Join(err, s.Close())
+		},
+		remove: func(ctx context.Context) error { return errors.Join(admin.DeleteStream(ctx, name), b.Close()) },
+	}
+}
+
+func rawStream(_ context.Context, p place) (rig, error) {
+	env, err := stream.NewEnvironment(stream.NewEnvironmentOptions().SetUri(os.Getenv(rabbitStreamEnv)))
+	if err != nil {
+		return rig{}, err
+	}
+	only := p.name + "-0" // the partition
+	producer, err := env.NewProducer(only, stream.NewProducerOptions().SetBatchSize(500))
+	if err != nil {
+		return rig{}, errors.Join(err, env.Close())
+	}
+	confirms := producer.NotifyPublishConfirmation()
+	return rig{
+		flood: func(_ context.Context, n int) error {
+			stored := make(chan error, 1)
+			go func() {
+				acked := int64(0)
+				for left := n; left > 0; {
+					for _, c := range <-confirms {
+						left--
+						if c.IsConfirmed() {
+							acked++
+						}
+					}
+				}
+				stored <- counted(acked, n)
+			}()
+			body := payload()
+			for range n {
+				if err := producer.Send(samqp.NewMessage(body)); err != nil {
 					return err
 				}
 			}
-		}
-		if size != n*payloadSize {
-			return fmt.Errorf("%d bytes of %d records", size, n)
-		}
-		return c.Close()
-	}, b.Close, nil
+			return <-stored
+		},
+		read: func(ctx context.Context, got func([]byte) bool) error {
+			all, ended := make(chan struct{}), false
+			c, err := env.NewConsumer(only, func(_ stream.ConsumerContext, m *samqp.Message) {
+				if !ended && !got(m.GetData()) {
+					ended = true
+					close(all)
+				}
+			}, stream.NewConsumerOptions().SetOffset(stream.OffsetSpecification{}.First()))
+			if err != nil {
+				return err
+			}
+			select {
+			case <-all:
+			case <-ctx.Done():
+			}
+			return c.Close()
+		},
+		stop: env.Close,
+	}, nil
+}
+
+func brokerStream(ctx context.Context, p place) (rig, error) {
+	b, err := openRabbitStreams(ctx)
+	if err != nil {
+		return rig{}, err
+	}
+	s, err := b.Stream(ctx, p.name, nil)
+	return rig{flood: floodStream(s, 10_000, 1, nil), read: readStream(s), stop: b.Close}, err
 }
