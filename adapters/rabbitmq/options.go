@@ -81,6 +81,9 @@ type Options struct {
 	Logger *slog.Logger // nil: none
 }
 
+// maxHeartbeat is AMQP's limit, a number of seconds in 16 bits.
+const maxHeartbeat = 65535 * time.Second
+
 // MaxDelay is the longest delay of a message.
 const MaxDelay = delayUnit * (1<<delayLevels - 1)
 
@@ -100,10 +103,19 @@ func (o *Options) withDefaults() (*Options, error) {
 			c.Window, c.WindowBytes, c.Prefetch, c.MaxMessageBytes)
 	case c.Prefetch > maxPrefetch:
 		return nil, broker.Invalid("Prefetch %d: at most %d", c.Prefetch, maxPrefetch)
-	case c.Heartbeat < 0 || c.DialTimeout < 0 || c.MinBackoff < 0 || c.MaxBackoff < 0 || c.CloseTimeout < 0 || c.RefreshCredentials < 0:
-		return nil, broker.Invalid("a duration of Options is negative")
-	case c.Heartbeat > 0 && c.Heartbeat < time.Second:
-		return nil, broker.Invalid("Heartbeat %v: want at least 1s", c.Heartbeat)
+	case c.Heartbeat > 0 && c.Heartbeat < time.Second, c.Heartbeat > maxHeartbeat:
+		return nil, broker.Invalid("Heartbeat %v: want 1s to %v", c.Heartbeat, maxHeartbeat)
+	}
+	for _, d := range []struct {
+		name string
+		d    time.Duration
+	}{
+		{"Heartbeat", c.Heartbeat}, {"DialTimeout", c.DialTimeout}, {"MinBackoff", c.MinBackoff}, {"MaxBackoff", c.MaxBackoff},
+		{"CloseTimeout", c.CloseTimeout}, {"RefreshCredentials", c.RefreshCredentials},
+	} {
+		if d.d < 0 || d.d > broker.MaxDuration {
+			return nil, broker.Invalid("%s %v: want 0 to %v", d.name, d.d, broker.MaxDuration)
+		}
 	}
 	def(&c.Heartbeat, 10*time.Second)
 	def(&c.DialTimeout, 10*time.Second)

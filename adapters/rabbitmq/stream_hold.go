@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -76,17 +75,13 @@ func (h *hold) end() {
 
 // run reads the partition into the buffer until the hold ends.
 func (h *hold) run() {
-	backoff := h.m.s.b.o.MinBackoff
+	wait := newBackoff(h.m.s.b.o)
 	for h.goesOn() {
 		began := time.Now()
 		if err := h.read(); err != nil && h.ctx.Err() == nil {
 			h.m.s.b.o.Logger.Warn("reading a partition failed", "adapter", adapterName,
 				"stream", h.m.s.name, "partition", h.partition, "error", err)
-			if time.Since(began) > time.Second {
-				backoff = h.m.s.b.o.MinBackoff
-			}
-			sleep(h.ctx, backoff/2+rand.N(backoff/2+1))
-			backoff = min(2*backoff, h.m.s.b.o.MaxBackoff)
+			wait.sleep(h.ctx, began)
 		}
 	}
 }

@@ -3,8 +3,9 @@ package rabbitmq
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
+	"slices"
 	"sync"
+	"time"
 
 	"github.com/queuestream/broker"
 	"github.com/queuestream/broker/adapters/rabbitmq/internal/streamwire"
@@ -30,6 +31,7 @@ type partitionWriter struct {
 
 	mu      sync.Mutex
 	started bool
+	ended   bool          // run has returned
 	next    int64         // number of the next record
 	queue   []*submission // not confirmed, in order of numbers
 	sent    int           // of queue, on the live connection
@@ -63,11 +65,15 @@ func newPartitionWriter(s *Stream, partition string) *partitionWriter {
 func (w *partitionWriter) submit(subs ...*submission) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.queue = append(w.queue, subs...)
+	if w.ended { // the publisher was under way when the stream was closed
+		w.failAll(broker.ErrClosed)
+		return
+	}
 	if !w.started {
 		w.started = true
 		w.s.workers.Go(w.run)
 	}
-	w.queue = append(w.queue, subs...)
 	w.signal()
 }
 
@@ -90,26 +96,29 @@ func (w *partitionWriter) leave(s *submission) bool {
 }
 
 func (w *partitionWriter) run() {
-	backoff := w.s.b.o.MinBackoff
+	wait := newBackoff(w.s.b.o)
 	for w.ctx.Err() == nil {
-		if err := w.session(); err != nil && w.ctx.Err() == nil {
-			if errors.Is(err, broker.ErrNotFound) || errors.Is(err, broker.ErrUnauthorized) {
-				w.failAll(err)
-			}
-			w.s.b.o.Logger.Warn("publishing to a stream failed", "adapter", adapterName, "partition", w.partition, "error", err)
-			sleep(w.ctx, backoff/2+rand.N(backoff/2+1))
-			backoff = min(2*backoff, w.s.b.o.MaxBackoff)
+		began := time.Now()
+		err := w.session()
+		if err == nil || w.ctx.Err() != nil {
 			continue
 		}
-		backoff = w.s.b.o.MinBackoff
+		if errors.Is(err, broker.ErrNotFound) || errors.Is(err, broker.ErrUnauthorized) {
+			w.mu.Lock()
+			w.failAll(err)
+			w.mu.Unlock()
+		}
+		w.s.b.o.Logger.Warn("publishing to a stream failed", "adapter", adapterName, "partition", w.partition, "error", err)
+		wait.sleep(w.ctx, began)
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.ended = true
 	w.failAll(broker.ErrClosed)
 }
 
-// failAll ends every submission; those that were sent may be stored.
+// failAll ends every submission; those that were sent may be stored. w.mu is held.
 func (w *partitionWriter) failAll(err error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
 	for _, s := range w.queue {
 		if s.ID == 0 || w.byID[s.ID] != nil { // else it is decided
 			s.err = outcome(err, s.ID != 0)
@@ -140,7 +149,7 @@ func (w *partitionWriter) session() error {
 	w.next = max(w.next, last+1, 1)
 	w.mu.Unlock()
 	for {
-		batch := w.take()
+		batch := w.take(p.Room())
 		if len(batch) > 0 {
 			if err := p.Send(batch); err != nil {
 				return classifyStream(err)
@@ -159,8 +168,9 @@ func (w *partitionWriter) session() error {
 	}
 }
 
-// take numbers the next batch and marks it as sent.
-func (w *partitionWriter) take() []streamwire.Entry {
+// take numbers the next batch and marks it as sent. room is what a frame of the
+// connection takes; what exceeds it alone is refused.
+func (w *partitionWriter) take(room int) []streamwire.Entry {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var batch []streamwire.Entry
@@ -169,14 +179,20 @@ func (w *partitionWriter) take() []streamwire.Entry {
 		s := w.queue[w.sent]
 		switch {
 		case s.gone:
-			w.queue = append(w.queue[:w.sent], w.queue[w.sent+1:]...)
+			w.queue = slices.Delete(w.queue, w.sent, w.sent+1)
 			close(s.done)
 			continue
 		case s.ID != 0 && w.byID[s.ID] == nil: // decided by an earlier session
 			w.sent++
 			continue
+		case s.size() > room:
+			s.err = outcome(&broker.SizeError{Size: len(s.Message), Limit: room - streamwire.EntryOverhead}, s.ID != 0)
+			delete(w.byID, s.ID)
+			w.queue = slices.Delete(w.queue, w.sent, w.sent+1)
+			close(s.done)
+			continue
 		}
-		if size += s.size(); len(batch) > 0 && size > streamBatchBytes {
+		if size += s.size(); len(batch) > 0 && size > min(room, streamBatchBytes) {
 			break
 		}
 		if s.ID == 0 {

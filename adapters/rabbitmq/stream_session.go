@@ -5,7 +5,6 @@ import (
 	"errors"
 	"maps"
 	"math"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -39,7 +38,7 @@ type seat struct {
 
 // run keeps the member in the group until Close.
 func (m *member) run() {
-	backoff := m.s.b.o.MinBackoff
+	wait := newBackoff(m.s.b.o)
 	missed := false
 	for m.ctx.Err() == nil {
 		began := time.Now()
@@ -56,11 +55,7 @@ func (m *member) run() {
 		}
 		missed = missing
 		m.s.b.o.Logger.Warn("left the group for a moment", "adapter", adapterName, "stream", m.s.name, "group", m.group, "error", err)
-		if time.Since(began) > time.Second {
-			backoff = m.s.b.o.MinBackoff
-		}
-		sleep(m.ctx, backoff/2+rand.N(backoff/2+1))
-		backoff = min(2*backoff, m.s.b.o.MaxBackoff)
+		wait.sleep(m.ctx, began)
 	}
 }
 

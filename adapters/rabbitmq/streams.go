@@ -334,13 +334,13 @@ func control[T any](ctx context.Context, s *streams, fn func(context.Context, *s
 
 // persist repeats fn while the broker is unavailable, once it was reached.
 func persist[T any](ctx context.Context, s *streams, fn func() (T, error)) (T, error) {
+	ctx, cancel := context.WithCancel(ctx) // ends with s.ctx too
+	defer cancel()
+	defer context.AfterFunc(s.ctx, cancel)()
 	var last error
-	for backoff := s.b.o.MinBackoff; ; backoff = min(2*backoff, s.b.o.MaxBackoff) {
+	for wait := newBackoff(s.b.o); ; {
 		began := time.Now()
 		v, err := fn()
-		if time.Since(began) > time.Second {
-			backoff = s.b.o.MinBackoff
-		}
 		switch {
 		case err == nil:
 			return v, nil
@@ -355,7 +355,7 @@ func persist[T any](ctx context.Context, s *streams, fn func() (T, error)) (T, e
 			return v, err
 		}
 		last = err
-		sleep(ctx, backoff/2+rand.N(backoff/2+1))
+		wait.sleep(ctx, began)
 	}
 }
 

@@ -290,6 +290,9 @@ func TestOptions(t *testing.T) {
 		"prefetch":   {URLs: []string{"amqp://h/"}, Prefetch: 70000},
 		"negative":   {URLs: []string{"amqp://h/"}, Window: -1},
 		"heartbeat":  {URLs: []string{"amqp://h/"}, Heartbeat: time.Millisecond},
+		"silence":    {URLs: []string{"amqp://h/"}, Heartbeat: 65536 * time.Second},
+		"backoff":    {URLs: []string{"amqp://h/"}, MinBackoff: 1<<63 - 1},
+		"dialing":    {URLs: []string{"amqp://h/"}, DialTimeout: -1},
 		"management": {URLs: []string{"amqp://h/"}, Management: "host:15672"},
 	} {
 		_, err := Open(t.Context(), o)

@@ -70,6 +70,10 @@ func (k *Conn) dropPublisher(p *Publisher) {
 	}
 }
 
+// Room returns what a frame takes of entries, each with its EntryOverhead: the
+// smaller of 1 MiB and the broker's own limit.
+func (p *Publisher) Room() int { return int(p.k.frameMax.Load()) - FrameOverhead }
+
 // Send publishes entries in one frame.
 func (p *Publisher) Send(entries []Entry) error {
 	size := 0
