@@ -46,7 +46,8 @@ func NewAsyncPublisher(p Publisher, opts *AsyncOptions) *AsyncPublisher {
 		a.native = n
 		return a
 	}
-	a.core.init(o, p.PublishBatch, func(m Message) string { return m.GroupID }, func(m Message) int { return m.Size() })
+	a.core.init(o, p.PublishBatch, func(m Message) string { return m.GroupID },
+		func(m Message) int { return m.Size() }, func(m Message) Receipt { return Receipt{ID: m.ID} })
 	return a
 }
 
@@ -170,7 +171,8 @@ type AsyncAppender struct{ core asyncCore[Record] }
 // NewAsyncAppender returns an AsyncAppender over s.
 func NewAsyncAppender(s Stream, opts *AsyncOptions) *AsyncAppender {
 	a := &AsyncAppender{}
-	a.core.init(opts.withDefaults(), s.PublishBatch, recordLane, func(r Record) int { return r.Size() })
+	a.core.init(opts.withDefaults(), s.PublishBatch, recordLane,
+		func(r Record) int { return r.Size() }, func(Record) Receipt { return Receipt{} })
 	return a
 }
 
@@ -201,11 +203,14 @@ func (a *AsyncAppender) Close(ctx context.Context) error { return a.core.batcher
 type asyncCore[T any] struct{ batcher *Batcher[T, Receipt] }
 
 func (c *asyncCore[T]) init(o AsyncOptions, publish func(context.Context, []T) ([]Receipt, error),
-	key func(T) string, size func(T) int,
+	key func(T) string, size func(T) int, receipt func(T) Receipt,
 ) {
 	c.batcher = NewBatcher(BatcherOptions[T, Receipt]{
 		MaxItems: o.MaxBatch, MaxInFlight: o.MaxInFlight, MaxQueued: o.MaxQueued, MaxPending: o.MaxBytes,
 		Key: key, Size: size,
+		Unsent: func(item T, err error) Result[Receipt] {
+			return Result[Receipt]{receipt(item), &Error{Op: "publish", Err: err}}
+		},
 		Send: func(ctx context.Context, items []T, results []Result[Receipt]) {
 			receipts, err := publish(ctx, items)
 			for i := range results {

@@ -129,3 +129,40 @@ func (p *nativePublisher) AsyncPublish(ctx context.Context, m broker.Message, do
 		close(mine)
 	}()
 }
+
+// deafPublisher answers once its context ends.
+type deafPublisher struct{ *brokertest.Queue }
+
+func (p deafPublisher) PublishBatch(ctx context.Context, ms []broker.Message) ([]broker.Receipt, error) {
+	<-ctx.Done()
+	receipts, errs := make([]broker.Receipt, len(ms)), make([]error, len(ms))
+	for i, m := range ms {
+		receipts[i].ID, errs[i] = m.ID, broker.UnknownOutcome(ctx.Err())
+	}
+	return receipts, broker.NewBatchError(errs)
+}
+
+// What Close gives up says what it was and why, as every publish does.
+func TestAsyncPublisherCloseTellsWhatWasNotSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := broker.NewAsyncPublisher(deafPublisher{brokertest.NewQueue("q")}, &broker.AsyncOptions{MaxBatch: 1, MaxInFlight: 1})
+		got := map[string]error{}
+		for _, m := range messages(3) {
+			a.Publish(t.Context(), m, func(r broker.Receipt, err error) { got[r.ID] = err })
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := a.Close(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Close: %v", err)
+		}
+		if len(got) != 3 || !errors.Is(got["0"], broker.ErrUnknownOutcome) {
+			t.Errorf("outcomes %v", got)
+		}
+		for _, id := range []string{"1", "2"} {
+			e, ok := errors.AsType[*broker.Error](got[id])
+			if !ok || e.Op != "publish" || !errors.Is(e, broker.ErrClosed) {
+				t.Errorf("%s: %v", id, got[id])
+			}
+		}
+	})
+}

@@ -14,6 +14,9 @@ type BatcherOptions[T, R any] struct {
 	// MaxInFlight calls run at once.
 	Send func(ctx context.Context, items []T, results []Result[R])
 
+	// Unsent, unless nil, returns the result of an item that Close gives up with err.
+	Unsent func(item T, err error) Result[R]
+
 	MaxItems    int            // in a batch; 0: 100
 	MaxBytes    int            // in a batch, summed by Size; 0: no limit. A larger item goes alone
 	Size        func(T) int    // bytes of an item; nil: 0
@@ -252,7 +255,7 @@ func (b *Batcher[T, R]) Close(ctx context.Context) error {
 	failed := rest[:0]
 	for _, c := range rest {
 		if c.state == callQueued {
-			c.state, c.result.Err = callSent, ErrClosed
+			c.state = callSent
 			failed = append(failed, c)
 		}
 	}
@@ -268,6 +271,11 @@ func (b *Batcher[T, R]) Close(ctx context.Context) error {
 	b.cancel()
 	if idle != nil { // what is in flight is answered first; a Send that does not return is left behind
 		waitFor(idle, batcherCloseWait)
+	}
+	for _, c := range failed {
+		if c.result.Err = ErrClosed; b.o.Unsent != nil {
+			c.result = b.o.Unsent(c.item, ErrClosed)
+		}
 	}
 	notify(failed)
 	b.mu.Lock()
