@@ -21,14 +21,18 @@ type Requester struct {
 	mu      sync.Mutex
 	closed  bool
 	session *replySession
+	opening chan struct{}      // closed when the opening of a session has ended; nil: none is under way
+	abort   context.CancelFunc // of that
 }
 
 // A replySession is one reply queue with its receiving goroutine.
 type replySession struct {
-	q      *Requester
-	queue  Queue
-	cancel context.CancelFunc
-	done   chan struct{}
+	q        *Requester
+	queue    Queue
+	consumer Consumer
+	run      context.Context // of receive
+	cancel   context.CancelFunc
+	done     chan struct{}
 
 	mu      sync.Mutex
 	waiting map[string]chan *Delivery // by correlation id
@@ -78,17 +82,66 @@ func (q *Requester) fail(err error) error {
 	return &Error{Op: "request", Name: name, Temporary: IsTemporary(err), Err: err}
 }
 
+// open returns the session, a new one if need be: one caller opens it, with
+// its own ctx, and the others wait for that or for the end of theirs.
 func (q *Requester) open(ctx context.Context) (*replySession, error) {
+	for {
+		if err := ContextError(ctx); err != nil {
+			return nil, err
+		}
+		q.mu.Lock()
+		switch {
+		case q.closed:
+			q.mu.Unlock()
+			return nil, ErrClosed
+		case q.Broker == nil || q.Target == nil:
+			q.mu.Unlock()
+			return nil, Invalid("Broker and Target must be set")
+		case q.session != nil && !q.session.isEnded():
+			defer q.mu.Unlock()
+			return q.session, nil
+		case q.opening == nil:
+			ctx, cancel := context.WithCancel(ctx) //nolint:fatcontext // the last iteration
+			defer cancel()
+			q.opening, q.abort = make(chan struct{}), cancel
+			q.mu.Unlock()
+			return q.opened(q.start(ctx))
+		}
+		opening := q.opening
+		q.mu.Unlock()
+		select {
+		case <-opening:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// opened ends an opening.
+func (q *Requester) opened(s *replySession, err error) (*replySession, error) {
+	q.mu.Lock()
+	closed := q.closed
+	if !closed {
+		q.session = s
+	}
+	if s != nil {
+		go s.receive()
+	}
+	q.mu.Unlock()
+	if closed { // Close waits for this
+		if s != nil {
+			_ = s.close()
+		}
+		s, err = nil, ErrClosed
+	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	switch {
-	case q.closed:
-		return nil, ErrClosed
-	case q.Broker == nil || q.Target == nil:
-		return nil, Invalid("Broker and Target must be set")
-	case q.session != nil && !q.session.isEnded():
-		return q.session, nil
-	}
+	close(q.opening)
+	q.opening, q.abort = nil, nil
+	return s, err
+}
+
+// start makes a reply queue and a consumer of it.
+func (q *Requester) start(ctx context.Context) (*replySession, error) {
 	r, ok := As[ReplyQueuer](q.Broker)
 	if !ok {
 		return nil, Unsupported("the broker has no reply queues")
@@ -103,25 +156,32 @@ func (q *Requester) open(ctx context.Context) (*replySession, error) {
 		cancel()
 		return nil, errors.Join(err, queue.Close())
 	}
-	s := &replySession{
-		q: q, queue: queue, cancel: cancel, done: make(chan struct{}),
+	return &replySession{
+		q: q, queue: queue, consumer: consumer, run: run, cancel: cancel, done: make(chan struct{}),
 		waiting: map[string]chan *Delivery{}, ended: make(chan struct{}),
-	}
-	q.session = s
-	go s.receive(run, consumer)
-	return s, nil
+	}, nil
 }
 
 // Close fails the calls under way with ErrClosed and removes the reply queue.
 // It may be called again.
 func (q *Requester) Close() error {
 	q.mu.Lock()
-	s := q.session
+	s, opening := q.session, q.opening
 	q.closed, q.session = true, nil
+	if opening != nil {
+		q.abort()
+	}
 	q.mu.Unlock()
+	if opening != nil {
+		<-opening
+	}
 	if s == nil {
 		return nil
 	}
+	return s.close()
+}
+
+func (s *replySession) close() error {
 	s.end(ErrClosed)
 	s.cancel()
 	<-s.done
@@ -130,7 +190,8 @@ func (q *Requester) Close() error {
 
 const replyBatch = 64
 
-func (s *replySession) receive(ctx context.Context, c Consumer) {
+func (s *replySession) receive() {
+	ctx, c := s.run, s.consumer
 	defer close(s.done)
 	defer s.cancel()
 	defer func() { _ = c.Close() }() // the queue goes with it
@@ -148,9 +209,8 @@ func (s *replySession) receive(ctx context.Context, c Consumer) {
 		}
 		if err != nil && ctx.Err() == nil && !IsTemporary(err) {
 			s.end(err)
-			if s.q.drop(s) {
-				_ = s.queue.Close() // what it is closed for is in err
-			}
+			s.q.drop(s)
+			_ = s.queue.Close() // what it is closed for is in err
 			return
 		}
 		failures++
@@ -159,14 +219,12 @@ func (s *replySession) receive(ctx context.Context, c Consumer) {
 }
 
 // drop forgets a session that ended by itself; the next Do opens another.
-func (q *Requester) drop(s *replySession) bool {
+func (q *Requester) drop(s *replySession) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.session != s {
-		return false
+	if q.session == s {
+		q.session = nil
 	}
-	q.session = nil
-	return true
 }
 
 func (s *replySession) expect(id string) (chan *Delivery, error) {

@@ -94,3 +94,53 @@ func TestRequesterWithout(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// farBroker takes until its caller gives up to make a reply queue.
+type farBroker struct {
+	broker.Broker
+	asked chan struct{}
+}
+
+func (b farBroker) ReplyQueue(ctx context.Context) (broker.Queue, error) {
+	close(b.asked)
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// One caller's way to the broker holds up neither the others, beyond their
+// contexts, nor Close.
+func TestRequesterWhileItOpens(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := farBroker{openMemory(t), make(chan struct{})}
+		r := &broker.Requester{Broker: b, Target: brokertest.NewQueue("q")}
+		first := make(chan error, 1)
+		go func() {
+			_, err := r.Do(t.Context(), broker.Message{})
+			first <- err
+		}()
+		<-b.asked
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		began := time.Now()
+		second := make(chan error, 1)
+		go func() {
+			_, err := r.Do(ctx, broker.Message{})
+			second <- err
+		}()
+		advance(2 * time.Second)
+		select {
+		case err := <-second:
+			if !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("the second: %v", err)
+			}
+		default:
+			t.Errorf("a call with a context of a second still waits after %v", time.Since(began))
+		}
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := <-first; !errors.Is(err, broker.ErrClosed) {
+			t.Errorf("the first: %v", err)
+		}
+	})
+}
