@@ -7,21 +7,30 @@ import (
 )
 
 // batchChain runs each of ins through mw, in a goroutine each, and inner once
-// for all that come out at the far end; index tells which, ascending. It
-// returns a *BatchError or nil.
-func batchChain(ctx context.Context, mw []Middleware, ins []Incoming, inner func(ctx context.Context, index []int) error) error {
+// for all that come out at the far end; index tells which, ascending. Inner's
+// ctx ends with the first that the middlewares made of base. It returns a
+// *BatchError or nil.
+func batchChain(base context.Context, mw []Middleware, ins []Incoming, inner func(ctx context.Context, index []int) error) error {
 	var (
 		mu      sync.Mutex
 		left    = len(ins) // neither arrived nor returned
 		arrived []int
 		ready   = make(chan struct{})
 		done    = make(chan struct{})
-		errs    = make([]error, len(ins)) // of inner
-		results = make([]error, len(ins)) // of the chains
+		ctxs    = make([]context.Context, len(ins)) // that came out
+		errs    = make([]error, len(ins))           // of inner
+		results = make([]error, len(ins))           // of the chains
 		wg      sync.WaitGroup
 	)
 	call := func(index []int) (err error) {
 		defer recovered(&err)
+		ctx, cancel := context.WithCancelCause(base)
+		defer cancel(nil)
+		for _, i := range index {
+			if c := ctxs[i]; c.Done() != base.Done() {
+				defer context.AfterFunc(c, func() { cancel(context.Cause(c)) })()
+			}
+		}
 		return inner(ctx, index)
 	}
 	for i, in := range ins {
@@ -41,9 +50,10 @@ func batchChain(ctx context.Context, mw []Middleware, ins []Incoming, inner func
 			}
 		}
 		used := false
-		chain := restoring(Chain(func(context.Context, Incoming) error {
+		chain := restoring(Chain(func(ctx context.Context, _ Incoming) error {
+			ctxs[i] = ctx //nolint:fatcontext // a list of contexts, not one inside the other
 			if used { // a middleware that tries again does so for this one alone
-				return ErrorAt(call([]int{i}), 0)
+				return errorOf(call([]int{i}), 0, 1)
 			}
 			used = true
 			count(true)
@@ -53,7 +63,7 @@ func batchChain(ctx context.Context, mw []Middleware, ins []Incoming, inner func
 		wg.Go(func() {
 			defer count(false)
 			defer recovered(&results[i])
-			results[i] = chain(ctx, in)
+			results[i] = chain(base, in)
 		})
 	}
 	<-ready
@@ -61,7 +71,7 @@ func batchChain(ctx context.Context, mw []Middleware, ins []Incoming, inner func
 	if len(arrived) > 0 {
 		err := call(arrived)
 		for k, i := range arrived {
-			errs[i] = ErrorAt(err, k)
+			errs[i] = errorOf(err, k, len(arrived))
 		}
 	}
 	close(done)

@@ -179,7 +179,7 @@ func TestErrors(t *testing.T) {
 	if (&broker.BatchError{}).Error() == "" {
 		t.Error("an empty batch error")
 	}
-	if broker.ErrorAt(batch, 0) != nil || broker.ErrorAt(batch, 1) != cause || broker.ErrorAt(batch, 9) != nil || broker.ErrorAt(cause, 3) != cause { //nolint:errorlint // the same values
+	if broker.ErrorAt(batch, 0) != nil || broker.ErrorAt(batch, 1) != cause || broker.ErrorAt(batch, 9) != batch || broker.ErrorAt(cause, 3) != cause { //nolint:errorlint // the same values
 		t.Error("ErrorAt")
 	}
 	ctx, cancel := context.WithCancelCause(t.Context())

@@ -128,15 +128,23 @@ func (e *BatchError) Unwrap() []error {
 }
 
 // ErrorAt returns what err says of the member i of a batch: its entry in a
-// *BatchError, otherwise err itself.
+// *BatchError, otherwise err itself, which also holds for a member that the
+// *BatchError has no entry for.
 func ErrorAt(err error, i int) error {
-	if b, ok := errors.AsType[*BatchError](err); ok {
-		if i < len(b.Errs) {
-			return b.Errs[i]
-		}
-		return nil
+	if b, ok := errors.AsType[*BatchError](err); ok && i < len(b.Errs) {
+		return b.Errs[i]
 	}
 	return err
+}
+
+// errorOf returns what a batch handler's err says of the entry i of n. A
+// *BatchError of another length is about another batch (what the handler
+// published, say): it fails all n.
+func errorOf(err error, i, n int) error {
+	if b, ok := errors.AsType[*BatchError](err); ok && len(b.Errs) != n {
+		return err
+	}
+	return ErrorAt(err, i)
 }
 
 // ContextError returns the cause of an ended ctx together with its error, so

@@ -45,13 +45,13 @@ type Processor struct {
 	OrderBy func(r *Record) string
 	Handler RecordHandler // this or BatchHandler
 	// BatchHandler handles up to MaxBatch records at once, those of one key in
-	// order. A *BatchError is a verdict for each; any other result is the
-	// verdict for all. When a record fails, those of its key behind it in the
-	// batch are handled again after it.
+	// order. A *BatchError with an entry for each is a verdict for each; any
+	// other result is the verdict for all. When a record fails, those of its key
+	// behind it in the batch are handled again after it.
 	BatchHandler func(ctx context.Context, rs []*Record) error
 	MaxBatch     int           // 0: 100
 	MaxWait      time.Duration // for a batch to fill after its first record; 0: takes what is there
-	Middleware   []Middleware  // around each record; the first is the outermost
+	Middleware   []Middleware  // as those of Worker, around each record
 
 	Concurrency    int           // handlers at once; 0: 8
 	MaxWindow      int           // of each partition: records done or in hand beyond the commit; 0: 8192

@@ -174,7 +174,7 @@ func (r *processorRun) handleBatch(tasks []*task, results []taskResult) {
 			results[i] = r.deadLetter(ctx, t)
 			continue
 		}
-		results[i] = r.handled(ctx, t, began, ErrorAt(err, k))
+		results[i] = r.handled(ctx, t, began, errorOf(err, k, len(todo)))
 		k++
 	}
 }

@@ -99,8 +99,9 @@ func (r *processorRun) untilLoop() {
 		case err != nil && r.ctx.Err() == nil && !IsTemporary(err):
 			r.fail(err)
 			return
-		case err != nil:
-			r.receiveFailed(r.ctx, err)
+		case err != nil: // which says nothing of the receiving
+			r.p.counters.receiveErrors.Add(1)
+			r.observer.observe(r.ctx, Observation{Kind: ObservedReceiveError, Err: err})
 		case done:
 			r.stop(errReached)
 			return

@@ -164,6 +164,92 @@ func TestTransformerIsFencedByASecond(t *testing.T) {
 	})
 }
 
+// A handler that never returns keeps neither Run nor the partitions, and what
+// it emits later goes nowhere.
+func TestTransformerWhoseHandlerDoesNotEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := openMemory(t)
+		in, out := declareStream(t, b, "in", 1), declareStream(t, b, "out", 1)
+		if _, err := in.Publish(t.Context(), broker.Record{Value: []byte("1")}); err != nil {
+			t.Fatal(err)
+		}
+		release, late := make(chan struct{}), make(chan error, 1)
+		stuck := &broker.Transformer{
+			Broker: b, Source: in, Group: "g", ID: "x", Logger: quiet, DrainTimeout: time.Second,
+			Handler: func(_ context.Context, _ []*broker.Record, emit func(broker.Stream, ...broker.Record) error) error {
+				if err := emit(out, broker.Record{Value: []byte("before")}); err != nil {
+					t.Error(err)
+				}
+				<-release
+				err := emit(out, broker.Record{Value: []byte("late")})
+				late <- err
+				return err
+			},
+		}
+		stop := start(t, stuck)
+		synctest.Wait()
+		began := time.Now()
+		err := stop()
+		if took := time.Since(began); !errors.Is(err, broker.ErrShutdown) || took > 15*time.Second {
+			t.Errorf("Run: %v after %v", err, took)
+		}
+		next := &broker.Transformer{
+			Broker: b, Source: in, Group: "g", ID: "y", Logger: quiet,
+			Handler: func(_ context.Context, rs []*broker.Record, emit func(broker.Stream, ...broker.Record) error) error {
+				return emit(out, broker.Record{Value: rs[0].Value})
+			},
+		}
+		stop = start(t, next)
+		advance(time.Second)
+		close(release)
+		synctest.Wait()
+		if err := <-late; err == nil {
+			t.Error("emitted after the end")
+		}
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for r, err := range out.Read(t.Context(), broker.Range{ReadCommitted: true}) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, string(r.Value))
+		}
+		if !slices.Equal(got, []string{"1"}) {
+			t.Errorf("committed %q", got)
+		}
+	})
+}
+
+// A middleware's time-out reaches a batch handler, which has one context for all.
+func TestBatchHandlerHearsMiddlewares(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := brokertest.NewQueue("q", messages(3)...)
+		var took time.Duration
+		w := &broker.Worker{
+			Queue: q, Logger: quiet, Middleware: []broker.Middleware{broker.Timeout(time.Second)}, Retry: broker.RetryPolicy{Min: time.Hour},
+			BatchHandler: func(ctx context.Context, _ []*broker.Delivery) error {
+				began := time.Now()
+				select {
+				case <-ctx.Done():
+				case <-time.After(time.Minute):
+				}
+				took = time.Since(began)
+				return context.Cause(ctx)
+			},
+		}
+		stop := start(t, w)
+		advance(2 * time.Minute)
+		if s := w.Stats(); took != time.Second || s.Retried != 3 {
+			t.Errorf("ended after %v, stats %+v", took, s)
+		}
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
 func TestRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		drained := 0

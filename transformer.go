@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -30,7 +31,8 @@ type Transformer struct {
 	Start    Position // where the group has no offset yet; zero: Earliest
 	Retry    RetryPolicy
 	// DrainTimeout is how long the transaction under way may take to end once
-	// Run's ctx has; 0: 30 s.
+	// Run's ctx has; 0: 30 s. A handler that still runs then can emit nothing any
+	// more; 10 s later Run returns without it.
 	DrainTimeout time.Duration
 	Logger       *slog.Logger // nil: slog.Default()
 	Observe      func(context.Context, Observation)
@@ -89,8 +91,8 @@ func (t *Transformer) validate() error {
 
 // Run works until ctx ends, then ends the transaction under way and returns
 // nil. It returns an error when the transformer is misconfigured, when another
-// instance took over its ID (ErrFenced), when the handler rejects, or when the
-// broker fails for good.
+// instance took over its ID (ErrFenced), when the handler rejects or does not
+// end in time, or when the broker fails for good.
 func (t *Transformer) Run(ctx context.Context) error {
 	name := ""
 	if t.Source != nil {
@@ -112,44 +114,82 @@ func (t *Transformer) Run(ctx context.Context) error {
 		t: t, broker: x, busy: make(chan struct{}, 1),
 		observer: newObserver(name, t.Group, t.Observe, t.Logger),
 	}
-	if err := r.run(ctx); err != nil {
+	if err := r.bounded(ctx); err != nil {
 		return fail(err)
 	}
 	return nil
 }
 
 type transformerRun struct {
-	t          *Transformer
-	broker     Transactional
-	observer   observer
+	t        *Transformer
+	broker   Transactional
+	observer observer
+	busy     chan struct{} // holds a token while a transaction is under way
+
+	mu         sync.Mutex // of what follows: release may come at any time
 	transactor Transactor
 	consumer   GroupConsumer
-	busy       chan struct{} // holds a token while a transaction is under way
 }
 
-func (r *transformerRun) run(ctx context.Context) (err error) {
-	defer func() {
-		if r.consumer != nil {
-			err = errors.Join(err, r.consumer.Close())
-		}
-		if r.transactor != nil {
-			err = errors.Join(err, r.transactor.Close())
-		}
-	}()
-	// The work under way outlives ctx by the drain timeout.
+// bounded runs until ctx ends, and then as long as the drain and what comes
+// after it may take.
+func (r *transformerRun) bounded(ctx context.Context) error {
 	drain := r.t.DrainTimeout
 	if drain == 0 {
 		drain = defaultDrainTimeout
 	}
+	// The work under way outlives ctx by the drain timeout.
 	work, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cancel(nil)
+	done, overdue := make(chan struct{}), make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		if !sleep(work, drain) {
 			return
 		}
 		cancel(ErrShutdown)
+		if !waitFor(done, 2*graceTimeout) { // a rollback has the first half
+			close(overdue)
+		}
 	})
 	defer stop()
+	var err error
+	go func() {
+		defer close(done)
+		err = r.run(ctx, work)
+	}()
+	select {
+	case <-done:
+		return errors.Join(err, r.release())
+	case <-overdue: // others can have the partitions and the transactional id
+		return errors.Join(fmt.Errorf("%w: the handler did not end within %v and %v more",
+			ErrShutdown, drain, 2*graceTimeout), r.release())
+	}
+}
+
+// release leaves the group and ends the transactor; the next open makes new ones.
+func (r *transformerRun) release() error {
+	r.mu.Lock()
+	c, x := r.consumer, r.transactor
+	r.consumer, r.transactor = nil, nil
+	r.mu.Unlock()
+	var errs []error
+	if x != nil {
+		errs = append(errs, x.Close())
+	}
+	if c != nil {
+		errs = append(errs, c.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// handles returns what open made; both are nil once release was called.
+func (r *transformerRun) handles() (Transactor, GroupConsumer) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.transactor, r.consumer
+}
+
+func (r *transformerRun) run(ctx, work context.Context) error {
 	var pending []*Record
 	attempt := 0
 	for {
@@ -163,7 +203,7 @@ func (r *transformerRun) run(ctx context.Context) (err error) {
 			}
 			return nil // ctx has ended
 		case ctx.Err() != nil && (work.Err() != nil || errors.Is(err, ctx.Err())):
-			return nil
+			return nil //nolint:nilerr // cut off by the end of ctx
 		case !r.again(err):
 			return err
 		}
@@ -205,7 +245,11 @@ func (r *transformerRun) wait(attempt int, err error) time.Duration {
 // were received and had no transaction yet stay in pending for the next try. It
 // reports false once ctx has ended.
 func (r *transformerRun) step(ctx, work context.Context, pending *[]*Record, attempt int) (bool, error) {
-	if err := r.open(ctx); err != nil {
+	if ctx.Err() != nil {
+		return false, nil
+	}
+	x, c, err := r.open(ctx)
+	if err != nil {
 		return false, err
 	}
 	if len(*pending) == 0 {
@@ -217,7 +261,7 @@ func (r *transformerRun) step(ctx, work context.Context, pending *[]*Record, att
 		if n == 0 {
 			n = 500
 		}
-		rs, err := r.consumer.Receive(fetch, n)
+		rs, err := c.Receive(fetch, n)
 		if err != nil {
 			if fetch.Err() != nil {
 				return ctx.Err() == nil, nil
@@ -236,20 +280,23 @@ func (r *transformerRun) step(ctx, work context.Context, pending *[]*Record, att
 	for _, rec := range rs {
 		rec.attempt = uint16(min(attempt, 1<<16-1)) //nolint:gosec // bounded
 	}
-	return true, r.transform(work, rs, pending)
+	return true, r.transform(work, x, c, rs, pending)
 }
 
 // open makes what an earlier failure has taken away.
-func (r *transformerRun) open(ctx context.Context) error {
-	if r.transactor == nil {
-		x, err := r.broker.Transactor(ctx, r.t.ID)
-		if err != nil {
-			return err
+func (r *transformerRun) open(ctx context.Context) (Transactor, GroupConsumer, error) {
+	x, c := r.handles()
+	var err error
+	if x == nil {
+		if x, err = r.broker.Transactor(ctx, r.t.ID); err != nil {
+			return nil, nil, err
 		}
+		r.mu.Lock()
 		r.transactor = x
+		r.mu.Unlock()
 	}
-	if r.consumer == nil {
-		c, err := r.t.Source.Consumer(ctx, r.t.Group, &GroupOptions{
+	if c == nil {
+		c, err = r.t.Source.Consumer(ctx, r.t.Group, &GroupOptions{
 			Start: r.t.Start, ReadCommitted: true,
 			OnRevoked: func(ctx context.Context, partitions []int32) {
 				select { // the transaction under way ends first
@@ -268,25 +315,27 @@ func (r *transformerRun) open(ctx context.Context) error {
 			},
 		})
 		if err != nil {
-			return err
+			return nil, nil, err
 		}
+		r.mu.Lock()
 		r.consumer = c
+		r.mu.Unlock()
 	}
-	return nil
+	return x, c, nil
 }
 
 // transform runs the handler over rs. The transaction begins with the first
 // emit, and with the position: from then on both its ends rewind the consumer,
 // whatever the handler does. With no emit the position is committed plainly.
-func (r *transformerRun) transform(ctx context.Context, rs []*Record, pending *[]*Record) error {
+func (r *transformerRun) transform(ctx context.Context, x Transactor, c GroupConsumer, rs []*Record, pending *[]*Record) error {
 	var tx Tx
 	emit := func(to Stream, out ...Record) error {
 		if tx == nil {
 			var err error
-			if tx, err = r.transactor.Begin(ctx); err != nil {
+			if tx, err = x.Begin(ctx); err != nil {
 				return err
 			}
-			if err = tx.CommitOffsets(ctx, r.consumer, lastOfEach(rs)...); err != nil {
+			if err = tx.CommitOffsets(ctx, c, lastOfEach(rs)...); err != nil {
 				return err
 			}
 		}
@@ -311,7 +360,7 @@ func (r *transformerRun) transform(ctx context.Context, rs []*Record, pending *[
 		if err != nil {
 			return err
 		}
-		err = r.consumer.Commit(ctx, lastOfEach(rs)...)
+		err = c.Commit(ctx, lastOfEach(rs)...)
 		if errors.Is(err, ErrFenced) { // another member has the records now
 			*pending = nil
 			return nil
@@ -361,9 +410,7 @@ func (r *transformerRun) rollback(ctx context.Context, tx Tx, cause error) error
 	case errors.Is(err, ErrFenced):
 		return errors.Join(cause, err)
 	}
-	closed := errors.Join(r.transactor.Close(), r.consumer.Close())
-	r.transactor, r.consumer = nil, nil
-	return UnknownOutcome(errors.Join(cause, err, closed))
+	return UnknownOutcome(errors.Join(cause, err, r.release()))
 }
 
 func (r *transformerRun) call(ctx context.Context, rs []*Record, emit func(Stream, ...Record) error) (err error) {

@@ -31,20 +31,24 @@ type Worker struct {
 	Queue   Queue
 	Handler Handler // this or BatchHandler
 	// BatchHandler handles up to MaxBatch deliveries at once. A *BatchError
-	// is a verdict for each; any other result is the verdict for all. Its ctx
-	// ends with ErrLeaseLost once all of them are lost.
+	// with an entry for each is a verdict for each; any other result is the
+	// verdict for all. Its ctx ends with ErrLeaseLost once all of them are lost.
 	BatchHandler func(ctx context.Context, ds []*Delivery) error
 	MaxBatch     int           // of BatchHandler; 0: 100
 	MaxWait      time.Duration // for a batch to fill after its first delivery; 0: takes what is there
-	Middleware   []Middleware  // around each delivery; the first is the outermost
+	// Middleware is around each delivery; the first is the outermost. A
+	// BatchHandler's ctx ends with the first that they make, without its values.
+	Middleware []Middleware
 
-	Concurrency  int             // handlers at once; 0: 8
-	RateLimit    float64         // handlers started a second (deliveries in a batch count as one); 0: no limit
-	Timeout      time.Duration   // of a handler's ctx, with cause context.DeadlineExceeded; 0: none
-	Consumer     ConsumerOptions // prefetch and lease
-	Retry        RetryPolicy
-	DrainTimeout time.Duration // 0: 30 s. Handlers still running then are told so, and have 5 s more
-	Logger       *slog.Logger  // nil: slog.Default()
+	Concurrency int             // handlers at once; 0: 8
+	RateLimit   float64         // handlers started a second (deliveries in a batch count as one); 0: no limit
+	Timeout     time.Duration   // of a handler's ctx, with cause context.DeadlineExceeded; 0: none
+	Consumer    ConsumerOptions // prefetch and lease
+	Retry       RetryPolicy
+	// DrainTimeout is for what was received; 0: 30 s. Handlers still running then
+	// are told so and have 5 s more, and what was not begun goes back.
+	DrainTimeout time.Duration
+	Logger       *slog.Logger // nil: slog.Default()
 	// Observe is told what happens, also lease losses and settle errors. It is
 	// called from many goroutines and must not block.
 	Observe func(context.Context, Observation)
@@ -241,15 +245,18 @@ func newWorkerRun(ctx context.Context, w *Worker) *workerRun {
 
 // A job is a delivery in the worker's hands, from Receive until it is settled.
 type job struct {
-	d        *Delivery
-	lease    time.Duration // its length; 0: none, or it cannot be extended
-	extended time.Time     // when the lease began anew
-	running  *running      // while a handler has it; guarded by the keeper's mutex
-	alone    running       // what running points to unless it is in a batch
-	lost     bool          // guarded by the keeper's mutex
-	tries    int           // of settling
-	prev     *job          // in the keeper's list
-	next     *job
+	d     *Delivery
+	tries int     // of settling
+	alone running // what running points to unless it is in a batch
+
+	// Guarded by the keeper's mutex.
+	lease     time.Duration // left when it was extended last; 0: none, or it cannot be extended
+	extended  time.Time     // when that was
+	extending bool
+	running   *running // while a handler has it
+	lost      bool
+	prev      *job // in the keeper's list
+	next      *job
 }
 
 // running is one call of a handler.
@@ -445,6 +452,9 @@ func (r *workerRun) drain() error {
 	go func() { r.wg.Wait(); close(done) }()
 	if !waitFor(done, timeout) {
 		r.cancel(ErrShutdown)
+		for jobs := range r.work { // no handler begins any more
+			r.handBack(jobs)
+		}
 		if !waitFor(done, graceTimeout) {
 			errs = append(errs, fmt.Errorf("%w: %d handlers did not end within %v and %v more",
 				ErrShutdown, r.w.counters.running.Load(), timeout, graceTimeout))

@@ -14,7 +14,19 @@ func (r *workerRun) lane() {
 	}
 }
 
+// handBack returns at once what was received and not begun before the drain
+// was over, for others.
+func (r *workerRun) handBack(jobs []*job) {
+	for _, j := range jobs {
+		r.settler.put(j, Verdict{Kind: VerdictNack, Snooze: r.caps.Snooze})
+	}
+}
+
 func (r *workerRun) handle(jobs []*job) {
+	if r.base.Err() != nil {
+		r.handBack(jobs)
+		return
+	}
 	ctx, cancel := context.WithCancelCause(r.base)
 	defer cancel(nil)
 	if r.w.Timeout > 0 {
@@ -39,7 +51,7 @@ func (r *workerRun) handle(jobs []*job) {
 	for i, j := range jobs {
 		verdictErr := err
 		if r.maxBatch > 0 {
-			verdictErr = ErrorAt(err, i)
+			verdictErr = errorOf(err, i, len(jobs))
 		}
 		c.handled.Add(1)
 		if verdictErr != nil {
@@ -91,7 +103,8 @@ func (r *workerRun) decide(ctx context.Context, j *job, err error) {
 	v, ok := VerdictOf(err)
 	switch {
 	case err != nil && errors.Is(context.Cause(ctx), ErrShutdown) && (!ok || v.Kind != VerdictReject):
-		v = Verdict{Kind: VerdictNack, Snooze: r.caps.Snooze} // cut off by the shutdown: at once, elsewhere
+		r.handBack([]*job{j}) // cut off by the shutdown: at once, elsewhere
+		return
 	case !ok && r.lastAttempt > 0 && j.d.Attempt >= r.lastAttempt:
 		v = Verdict{Kind: VerdictReject, Reason: err.Error()}
 	case !ok:

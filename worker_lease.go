@@ -1,8 +1,10 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 )
@@ -10,22 +12,21 @@ import (
 const maxLeaseTick = time.Second
 
 // A leaseKeeper knows every delivery in the worker's hands. It extends each
-// lease at a third of its length, and ends the handler's ctx when a delivery
-// is lost. Its timer runs only while something is in hand.
+// lease at a third of what there was of it, and ends the handler's ctx when a
+// delivery is lost. Its timer runs only while something is in hand.
 type leaseKeeper struct {
 	r  *workerRun
 	mu sync.Mutex
 	// jobs is the head of a ring.
-	jobs      job
-	n         int
-	tick      time.Duration
-	timer     *time.Timer
-	armed     bool
-	extending bool
-	closed    bool
-	wg        sync.WaitGroup // extensions
-	ctx       context.Context
-	cancel    context.CancelFunc
+	jobs   job
+	n      int
+	tick   time.Duration // that the timer is set to, or will be
+	timer  *time.Timer
+	armed  bool
+	closed bool
+	wg     sync.WaitGroup // extensions
+	ctx    context.Context
+	cancel context.CancelFunc
 }
 
 func (k *leaseKeeper) init(r *workerRun) {
@@ -37,12 +38,14 @@ func (k *leaseKeeper) init(r *workerRun) {
 func (k *leaseKeeper) add(jobs []*job) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	tick := maxLeaseTick
 	for _, j := range jobs {
 		j.prev, j.next = k.jobs.prev, &k.jobs
 		j.prev.next, j.next.prev = j, j
-		if j.lease > 0 {
-			k.tick = min(k.tick, max(j.lease/9, 5*time.Millisecond))
-		}
+		tick = min(tick, j.tick())
+	}
+	if tick < k.tick { // what was set for longer leases is too late for these
+		k.tick, k.armed = tick, false
 	}
 	k.n += len(jobs)
 	k.r.w.counters.held.Add(int64(len(jobs)))
@@ -59,6 +62,14 @@ func (k *leaseKeeper) arm() {
 		return
 	}
 	k.timer.Reset(k.tick)
+}
+
+// tick is how often a job is looked at.
+func (j *job) tick() time.Duration {
+	if j.lease == 0 {
+		return maxLeaseTick
+	}
+	return min(max(j.lease/9, 5*time.Millisecond), maxLeaseTick)
 }
 
 // start notes that a handler runs for jobs and returns those that still are
@@ -137,25 +148,34 @@ func (k *leaseKeeper) scan() {
 	now := time.Now()
 	var lost, due []*job
 	k.mu.Lock()
-	k.armed = false
+	k.armed, k.tick = false, maxLeaseTick
 	if k.closed {
 		k.mu.Unlock()
 		return
 	}
 	for j := k.jobs.next; j != &k.jobs; j = j.next {
+		k.tick = min(k.tick, j.tick())
 		switch {
 		case j.lost:
 		case expired(j.d):
 			if k.markLost(j) {
 				lost = append(lost, j)
 			}
-		case j.lease > 0 && !k.extending && now.Sub(j.extended) >= j.lease/3 && !j.d.Settled():
+		case j.lease > 0 && !j.extending && now.Sub(j.extended) >= j.lease/3 && !j.d.Settled():
+			j.extending = true
 			due = append(due, j)
 		}
 	}
-	if len(due) > 0 {
-		k.extending = true
-		k.wg.Go(func() { k.extend(now, due) })
+	// What is left of a lease bounds its extension, so a short one goes apart.
+	slices.SortFunc(due, func(a, b *job) int { return cmp.Compare(a.lease, b.lease) })
+	for len(due) > 0 {
+		n := 1
+		for n < len(due) && due[n].lease/2 <= due[0].lease {
+			n++
+		}
+		batch, shortest := due[:n:n], due[0].lease
+		k.wg.Go(func() { k.extend(now, shortest, batch) })
+		due = due[n:]
 	}
 	k.arm()
 	k.mu.Unlock()
@@ -164,23 +184,24 @@ func (k *leaseKeeper) scan() {
 	}
 }
 
-func (k *leaseKeeper) extend(now time.Time, due []*job) {
-	shortest := due[0].lease
+func (k *leaseKeeper) extend(now time.Time, shortest time.Duration, due []*job) {
 	batch := make([]Outcome, len(due))
 	for i, j := range due {
 		batch[i] = Outcome{Delivery: j.d, Verdict: Verdict{Kind: VerdictExtend}}
-		shortest = min(shortest, j.lease)
 	}
 	ctx, cancel := context.WithTimeout(k.ctx, shortest/3)
 	defer cancel()
 	_ = SettleAll(ctx, batch) // each outcome carries its own error
 	var lost []*job
 	k.mu.Lock()
-	k.extending = false
 	for i, j := range due {
+		j.extending = false
 		switch err := batch[i].Err; {
 		case err == nil:
 			j.extended = now
+			if t := j.d.LeaseExpires(); !t.IsZero() { // longer than what was left of it at first
+				j.lease = max(t.Sub(now), time.Millisecond)
+			}
 		case errors.Is(err, ErrLeaseLost):
 			// Unless a verdict has passed the extension, which then decides.
 			if expired(j.d) && k.markLost(j) {

@@ -439,3 +439,99 @@ func TestWorkerBatches(t *testing.T) {
 		}
 	})
 }
+
+// Once the drain is over no handler begins: what was received ahead goes back,
+// also where every lane is stuck.
+func TestWorkerBeginsNothingAfterTheDrain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := brokertest.NewQueue("jobs", messages(200)...)
+		release := make(chan struct{})
+		calls := 0
+		w := &broker.Worker{
+			Queue: q, Logger: quiet, Concurrency: 1,
+			Handler: func(context.Context, *broker.Delivery) error {
+				if calls++; calls > 190 { // by now they are so quick that more are received ahead
+					<-release
+				}
+				return nil
+			},
+		}
+		stop := start(t, w)
+		advance(time.Second)
+		if s := w.Stats(); s.Held < 2 {
+			t.Fatalf("nothing is held ahead: %+v", s)
+		}
+		if err := stop(); !errors.Is(err, broker.ErrShutdown) {
+			t.Errorf("Run: %v", err)
+		}
+		if n := len(q.Waiting()); n != 10 {
+			t.Errorf("%d wait, want 10", n)
+		}
+		nacked := 0
+		for _, o := range q.Recorder.Outcomes() {
+			if o.Verdict.Kind == broker.VerdictNack && o.Verdict.Delay == 0 && o.Verdict.Snooze {
+				nacked++
+			}
+		}
+		if nacked != 9 {
+			t.Errorf("%d given back at once and without an attempt, want 9", nacked)
+		}
+		close(release)
+		synctest.Wait()
+		if calls != 191 {
+			t.Errorf("%d handlers began after Run had returned", calls-191)
+		}
+	})
+}
+
+// A *BatchError of another batch, of what the handler published say, is no
+// verdict on some of the deliveries.
+func TestBatchErrorOfAnotherBatch(t *testing.T) {
+	other := &broker.BatchError{Errs: []error{errBoom, nil}}
+	t.Run("worker", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			for _, mw := range [][]broker.Middleware{nil, {broker.Recover()}} {
+				q := brokertest.NewQueue("jobs", messages(4)...)
+				w := &broker.Worker{
+					Queue: q, Logger: quiet, Middleware: mw, Retry: broker.RetryPolicy{Min: time.Hour},
+					BatchHandler: func(context.Context, []*broker.Delivery) error { return fmt.Errorf("publish: %w", other) },
+				}
+				stop := start(t, w)
+				advance(time.Second)
+				if s := w.Stats(); s.Acked != 0 || s.Retried != 4 {
+					t.Errorf("stats %+v", s)
+				}
+				if err := stop(); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+	})
+	t.Run("processor", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			for _, mw := range [][]broker.Middleware{nil, {broker.Recover()}} {
+				s := brokertest.NewStream("events", 1)
+				for range 4 {
+					if _, err := s.Publish(t.Context(), broker.Record{}); err != nil {
+						t.Fatal(err)
+					}
+				}
+				p := &broker.Processor{
+					Stream: s, Group: "g", Logger: quiet, Middleware: mw, Retry: broker.RetryPolicy{Min: time.Hour},
+					BatchHandler: func(context.Context, []*broker.Record) error { return fmt.Errorf("publish: %w", other) },
+				}
+				stop := start(t, p)
+				advance(time.Second)
+				if st := p.Stats(); st.Retried != 4 {
+					t.Errorf("stats %+v", st)
+				}
+				if err := stop(); err != nil {
+					t.Fatal(err)
+				}
+				if n := s.Committed("g", 0); n != 0 {
+					t.Errorf("committed %d", n)
+				}
+			}
+		})
+	})
+}
