@@ -341,7 +341,9 @@ func (b *Broker) put(e *entry, to string) error {
 	}
 	m := broker.RedriveMessage(e.msg)
 	m.Delay = 0
-	n := newEntry(&m, now())
+	t := now()
+	n := newEntry(&m, t)
+	target.setTTL(n, t)
 	target.lock()
 	defer target.unlock()
 	switch {
@@ -350,7 +352,7 @@ func (b *Broker) put(e *entry, to string) error {
 	case target.full(n.size):
 		return fmt.Errorf("to %q: %w", to, broker.ErrFull)
 	}
-	target.admit(n, now())
+	target.admit(n, t)
 	return nil
 }
 

@@ -182,9 +182,10 @@ func (q *queue) schedule(e *entry, when int64) {
 
 // drop removes an entry that nobody holds for good. q.mu is held.
 func (q *queue) drop(e *entry) {
-	q.back.remove(e) // queue.fresh skips it
+	q.back.remove(e)
 	q.schedule(e, 0)
 	q.forget(e)
+	q.fresh.drop(e)
 	if g := e.group; g != nil {
 		head := g.head == e
 		g.remove(e)

@@ -22,11 +22,13 @@ type policy struct {
 
 func (q *queue) bury(b *burial) {
 	m := broker.DeadLetterMessage(b.e.msg, b.why)
-	e := newEntry(&m, now())
+	t := now()
+	e := newEntry(&m, t)
 	e.at = b.e.at
+	b.to.setTTL(e, t)
 	b.to.lock()
 	if !b.to.deleted.Load() {
-		b.to.admit(e, now())
+		b.to.admit(e, t)
 		b.to.unlock()
 		return
 	}

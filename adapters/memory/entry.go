@@ -152,14 +152,19 @@ func (e *entry) message() broker.Message {
 	return m
 }
 
-// An entryRing is a queue of entries that are ready, ascending by seq. An
-// entry that is dropped stays in it until its turn comes.
+// An entryRing is a queue of entries that are ready, ascending by seq. Entries
+// that are dropped stay in it until their turn comes, or until they are half of
+// it.
 type entryRing struct {
 	buf     []*entry // a power of two long
 	head, n int
+	dropped int // of n
 }
 
-const idleRing = 4096 // a longer buffer is let go once it is empty
+const (
+	idleRing    = 4096 // a longer buffer is let go once it is empty
+	droppedRing = 64   // so many dropped entries are never worth a sweep
+)
 
 func (r *entryRing) at(i int) *entry { return r.buf[(r.head+i)&(len(r.buf)-1)] }
 
@@ -168,15 +173,39 @@ func (r *entryRing) accepts(e *entry) bool { return r.n == 0 || r.at(r.n-1).seq 
 
 func (r *entryRing) push(e *entry) {
 	if r.n == len(r.buf) {
-		buf := make([]*entry, max(16, 2*r.n))
-		for i := range r.n {
-			buf[i] = r.at(i)
-		}
-		r.buf, r.head = buf, 0
+		r.resize(2 * r.n)
 	}
 	r.buf[(r.head+r.n)&(len(r.buf)-1)] = e
 	r.n++
 	e.ringed = true
+}
+
+// resize moves the entries that were not dropped to a buffer with room for n.
+func (r *entryRing) resize(n int) {
+	size := 16
+	for size < n {
+		size *= 2
+	}
+	buf, k := make([]*entry, size), 0
+	for i := range r.n {
+		if e := r.at(i); e.state == ready {
+			buf[k] = e
+			k++
+		} else {
+			e.ringed = false
+		}
+	}
+	r.buf, r.head, r.n, r.dropped = buf, 0, k, 0
+}
+
+// drop notes that e, which may be in the ring, is dropped.
+func (r *entryRing) drop(e *entry) {
+	if !e.ringed {
+		return
+	}
+	if r.dropped++; r.dropped > droppedRing && 2*r.dropped > r.n {
+		r.resize(2 * (r.n - r.dropped))
+	}
 }
 
 // first returns the first entry that was not dropped, or nil.
@@ -200,7 +229,11 @@ func (r *entryRing) swap(i int) {
 }
 
 func (r *entryRing) pop() {
-	r.buf[r.head].ringed = false
+	e := r.buf[r.head]
+	e.ringed = false
+	if e.state != ready {
+		r.dropped--
+	}
 	r.buf[r.head] = nil
 	r.head = (r.head + 1) & (len(r.buf) - 1)
 	if r.n--; r.n == 0 && len(r.buf) > idleRing {

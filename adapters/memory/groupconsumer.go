@@ -221,7 +221,12 @@ func (m *GroupConsumer) take(limit int) ([]*broker.Record, time.Duration, error)
 		if h.pos = max(h.pos, p.first); h.pos >= end {
 			continue
 		}
+		had := len(rs)
 		rs, h.pos = p.fetch(rs, h.pos, end, limit-len(rs), m.opts.ReadCommitted, h.a)
+		if len(rs) > had {
+			last, _ := rs[len(rs)-1].Offset().Int64()
+			h.handed = last + 1
+		}
 		if len(rs) >= limit {
 			m.turn = (m.turn + i + 1) % n
 			break
@@ -359,7 +364,7 @@ func (g *consumerGroup) stored(h *hold) int64 {
 
 // moveTo goes on reading at n; what was fetched before is fenced.
 func (h *hold) moveTo(n int64) {
-	h.pos = n
+	h.pos, h.handed = n, n
 	a := &broker.Assignment{Stream: h.a.Stream, Group: h.a.Group, Partition: h.a.Partition, Identity: h.a.Identity}
 	h.a.End()
 	h.a = a

@@ -138,12 +138,19 @@ func (p *partition) settle(now int64) {
 			kept = append(kept, o)
 			continue
 		case txAborted:
+			var offsets []int64
 			p.each(o.first, p.next, func(s *stored) bool {
 				if s.tx == o.tx {
 					p.aborted++
+					offsets = append(offsets, offsetOf(s))
 				}
 				return true
 			})
+			if p.latest != nil { // nothing else would remove them
+				for _, n := range offsets {
+					p.remove(n)
+				}
+			}
 		case txCommitted:
 			if p.latest != nil {
 				var keys []string

@@ -3,6 +3,7 @@ package memory
 import (
 	"context"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net/url"
 	"strconv"
@@ -334,7 +335,7 @@ func (b *Broker) openQueue(ctx context.Context, name string, opts *broker.QueueO
 	h.caps = b.srv.rules.queueCapabilities(&q.cfg)
 	h.caps.Reject = h.policy.dead != nil
 	if h.caps.Reject {
-		h.policy.maxAttempts = int32(attempts)
+		h.policy.maxAttempts = int32(min(attempts, math.MaxInt32)) //nolint:gosec // bounded
 		h.caps.MaxAttempts = attempts
 	}
 	if err := broker.ValidateQueueOptions(opts, h.caps); err != nil {

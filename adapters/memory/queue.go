@@ -152,11 +152,17 @@ func (q *queue) setDefaults(e *entry) {
 	if q.cfg.Delay > 0 && e.msg.Delay == 0 {
 		e.due = e.at + int64(q.cfg.Delay)
 	}
-	if ttl := q.cfg.TTL; e.expires == 0 && (ttl > 0 || q.srv.rules.retention > 0) {
-		if ttl == 0 {
-			ttl = q.srv.rules.retention
-		}
-		e.expires = e.at + int64(ttl)
+	q.setTTL(e, e.at)
+}
+
+// setTTL applies the queue's own time to live from a time on.
+func (q *queue) setTTL(e *entry, from int64) {
+	ttl := q.cfg.TTL
+	if ttl == 0 {
+		ttl = q.srv.rules.retention
+	}
+	if e.expires == 0 && ttl > 0 {
+		e.expires = from + int64(ttl)
 	}
 }
 

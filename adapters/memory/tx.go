@@ -2,6 +2,7 @@ package memory
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -281,6 +282,10 @@ func (tx *Tx) Commit(ctx context.Context) error {
 	tx.t.p.mu.Lock()
 	defer tx.t.p.mu.Unlock()
 	if err := tx.begin(ctx); err != nil {
+		if errors.Is(err, broker.ErrTxAborted) && !tx.done { // it was open for too long
+			tx.t.p.open = nil
+			_ = tx.end(txAborted) // which cannot fail
+		}
 		return opError("commit transaction", tx.t.id, err)
 	}
 	tx.t.p.open = nil
@@ -358,13 +363,13 @@ func (tx *Tx) end(state int32) error {
 	return err
 }
 
-// rewind goes back to what is stored wherever m has read further. s.mu is held.
+// rewind goes back to what is stored wherever m was handed more. s.mu is held.
 func (m *GroupConsumer) rewind() {
 	for _, h := range m.g.holds {
 		if h.m != m {
 			continue
 		}
-		if n := m.g.stored(h); h.pos > n && h.p.rank(h.pos) > h.p.rank(n) {
+		if n := m.g.stored(h); h.handed > n {
 			h.moveTo(n)
 		}
 	}
