@@ -40,10 +40,21 @@ func encodeRecord(r *broker.Record) ([]byte, error) {
 	return m.MarshalBinary()
 }
 
+// unmarshal is the library's, which panics at some of what a broken client may
+// store, as an annotation that is keyed by bytes.
+func unmarshal(b []byte, m *samqp.Message) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%v", p)
+		}
+	}()
+	return m.UnmarshalBinary(b)
+}
+
 // decodeRecord reads what encodeRecord, or another client, wrote.
 func decodeRecord(b []byte, partition int32, r *broker.Record) error {
 	var m samqp.Message
-	if err := m.UnmarshalBinary(b); err != nil {
+	if err := unmarshal(b, &m); err != nil {
 		return fmt.Errorf("a message that is not AMQP 1.0: %w", err)
 	}
 	r.Partition = partition

@@ -33,7 +33,7 @@ type member struct {
 	paused  map[int32]bool
 	wake    chan struct{}
 	closed  bool
-	missing error // the stream is gone: for the next Receive
+	problem error // that does not pass by itself: for the next Receive
 }
 
 // Consumer implements [broker.Stream].
@@ -87,9 +87,19 @@ func (m *member) signal() {
 	}
 }
 
+// fail makes the next Receive return err.
+func (m *member) fail(err error) {
+	m.mu.Lock()
+	m.problem = err
+	m.mu.Unlock()
+	m.signal()
+}
+
 // Receive implements [broker.GroupConsumer]. When the stream was deleted it
 // returns [broker.ErrNotFound], once for each attempt to join its group again:
-// the consumer goes on when the stream is declared anew.
+// the consumer goes on when the stream is declared anew. A record that is not
+// AMQP 1.0 is [broker.ErrUnsupported], once for each attempt to read it: its
+// partition stands still until a Seek, the others go on.
 func (m *member) Receive(ctx context.Context, max int) ([]*broker.Record, error) {
 	if max <= 0 {
 		return nil, fail("receive", m.s.name, broker.Invalid("max %d: want at least 1", max))
@@ -120,8 +130,8 @@ func (m *member) take(max int) (out []*broker.Record, err error) {
 	if m.closed {
 		return nil, broker.ErrClosed
 	}
-	if err := m.missing; err != nil {
-		m.missing = nil // the next attempt to join tells whether it still is
+	if err := m.problem; err != nil {
+		m.problem = nil // the next attempt tells whether it still is
 		return nil, err
 	}
 	n := len(m.s.partitions)

@@ -81,6 +81,9 @@ func (h *hold) run() {
 		if err := h.read(); err != nil && h.ctx.Err() == nil {
 			h.m.s.b.o.Logger.Warn("reading a partition failed", "adapter", adapterName,
 				"stream", h.m.s.name, "partition", h.partition, "error", err)
+			if errors.Is(err, broker.ErrUnsupported) {
+				h.m.fail(err)
+			}
 			wait.sleep(h.ctx, began)
 		}
 	}
@@ -200,7 +203,7 @@ func ignoreEnd(ctx context.Context, err error) error {
 }
 
 // take waits for room and puts the records of a chunk into the buffer; at moves
-// behind them.
+// behind them. One that cannot be read is an error, behind those before it.
 func (h *hold) take(ctx context.Context, epoch int, c *streamwire.Chunk, at *start) error {
 	rs := make([]*broker.Record, 0, c.Records)
 	slab := make([]broker.Record, c.Records)
@@ -209,6 +212,7 @@ func (h *hold) take(ctx context.Context, epoch int, c *streamwire.Chunk, at *sta
 	err := c.Each(func(offset int64, message []byte) bool {
 		r := &slab[len(rs)]
 		if bad = decodeRecord(message, h.partition, r); bad != nil {
+			bad = unreadable(h.partition, offset, bad)
 			return false
 		}
 		if from.pass(offset, r) {
@@ -219,11 +223,20 @@ func (h *hold) take(ctx context.Context, epoch int, c *streamwire.Chunk, at *sta
 		}
 		return true
 	})
-	if err = errors.Join(err, bad); err != nil {
+	if err != nil {
+		err = unreadable(h.partition, c.First, err)
+	}
+	err = errors.Join(err, bad)
+	switch next := c.First + int64(c.Records); {
+	case err == nil && (len(rs) > 0 || from.ms == 0):
+		from.offset = max(from.offset, next)
+	case len(rs) > 0: // what can be read goes out before the error
+		last, _ := rs[len(rs)-1].Offset().Int64()
+		from.offset = last + 1
+	case err != nil:
 		return err
 	}
-	if next := c.First + int64(c.Records); len(rs) > 0 || from.ms == 0 {
-		from.offset = max(from.offset, next)
+	if len(rs) > 0 || from.ms == 0 {
 		from.spec = streamwire.AtOffset(from.offset)
 	}
 	for {
@@ -240,7 +253,7 @@ func (h *hold) take(ctx context.Context, epoch int, c *streamwire.Chunk, at *sta
 			if len(rs) > 0 {
 				h.m.signal()
 			}
-			return nil
+			return err
 		}
 		h.m.mu.Unlock()
 		select {

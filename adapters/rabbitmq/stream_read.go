@@ -263,6 +263,7 @@ func (s *Stream) readSome(ctx context.Context, p int32, from *start, until, unti
 			}
 			rec := new(broker.Record)
 			if bad = decodeRecord(message, p, rec); bad != nil {
+				bad = unreadable(p, offset, bad)
 				return false
 			}
 			if !from.pass(offset, rec) {
@@ -280,12 +281,21 @@ func (s *Stream) readSome(ctx context.Context, p int32, from *start, until, unti
 				return false
 			}
 		})
+		if err != nil {
+			err = unreadable(p, c.First, err)
+		}
 		if err = errors.Join(err, bad, ctx.Err()); err != nil {
 			return err
 		}
 		done = done || c.First+int64(c.Records) >= until
 	}
 	return nil
+}
+
+// unreadable is the error of a record that another client wrote and that is not
+// AMQP 1.0, or of a chunk that does not unpack: reading it again does not help.
+func unreadable(p int32, offset int64, err error) error {
+	return broker.Unsupported("partition %d, offset %d cannot be read; a seek behind it goes on: %v", p, offset, err)
 }
 
 // Lag implements [broker.Stream]. It is an upper bound: stored offsets take

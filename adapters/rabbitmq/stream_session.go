@@ -48,10 +48,7 @@ func (m *member) run() {
 		}
 		missing := errors.Is(err, broker.ErrNotFound)
 		if missing && missed { // twice: not while a node starts
-			m.mu.Lock()
-			m.missing = err
-			m.mu.Unlock()
-			m.signal()
+			m.fail(err)
 		}
 		missed = missing
 		m.s.b.o.Logger.Warn("left the group for a moment", "adapter", adapterName, "stream", m.s.name, "group", m.group, "error", err)
@@ -90,7 +87,7 @@ func (m *member) session() error {
 func (m *member) found() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.missing = nil
+	m.problem = nil
 }
 
 // settle returns when the broker has answered on every connection that the

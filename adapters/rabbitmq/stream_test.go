@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/queuestream/broker"
+	"github.com/queuestream/broker/adapters/rabbitmq/internal/streamwire"
 )
 
 func testStream(t *testing.T, b *Broker, cfg broker.StreamConfig) *Stream {
@@ -328,5 +329,66 @@ func TestStreamGroupOfDeletedStream(t *testing.T) {
 	}
 	if string(rs[0].Value) != "anew" {
 		t.Errorf("received %q", rs[0].Value)
+	}
+}
+
+// TestStreamUnreadable: a record that another client wrote, and that is no AMQP
+// 1.0, is an error that names its offset: Read does not try for ever, and a group
+// is told and goes on behind it.
+func TestStreamUnreadable(t *testing.T) {
+	t.Parallel()
+	b := testBroker(t, streamOptions)
+	s := testStream(t, b, broker.StreamConfig{})
+	before, err := encodeRecord(&broker.Record{Value: []byte("before")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := b.streams.leader(testContext(t), rolePublish, s.partitions[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	stored := make(chan streamwire.CodeError, 2)
+	p, _, err := k.DeclarePublisher(testContext(t), "raw", s.partitions[0], func(_ []int64, code streamwire.CodeError) { stored <- code })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	// In one chunk.
+	if err := p.Send([]streamwire.Entry{{ID: 1, Message: before}, {ID: 2, Message: []byte("neither a section nor a value")}}); err != nil {
+		t.Fatal(err)
+	}
+	if code := <-stored; code != streamwire.OK {
+		t.Fatal(code)
+	}
+	publishTo(t, s, 0, "behind")
+
+	n := 0
+	for _, err = range s.Read(testContext(t), broker.Range{}) {
+		n++
+	}
+	if n != 2 || !errors.Is(err, broker.ErrUnsupported) || broker.IsTemporary(err) || !strings.Contains(err.Error(), "offset 1") {
+		t.Errorf("%d pairs, the last is %v", n, err)
+	}
+	c, err := s.Consumer(testContext(t), testName(t, "g"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for len(got) < 2 {
+		rs, err := c.Receive(testContext(t), 10)
+		switch {
+		case errors.Is(err, broker.ErrUnsupported):
+			if err := c.Seek(testContext(t), 0, broker.AtOffset(broker.NewOffset(2))); err != nil {
+				t.Fatal(err)
+			}
+		case err != nil:
+			t.Fatal(err)
+		}
+		for _, r := range rs {
+			got = append(got, string(r.Value))
+		}
+	}
+	if !slices.Equal(got, []string{"before", "behind"}) {
+		t.Errorf("received %q", got)
 	}
 }
