@@ -2,6 +2,7 @@ package sqs
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -65,8 +66,12 @@ func TestRefusalsAreTypedAndFinal(t *testing.T) {
 				for i := range 3 {
 					final("publish", broker.ErrorAt(err, i), want)
 				}
-				if n, took := f.requests("SendMessageBatch")-before, time.Since(start); n != 2 || took > 0 {
-					t.Errorf("%d requests within %v, want 2 at once", n, took)
+				requests := 2
+				if isContent(want) { // the three go on their own, in case only one is to blame
+					requests += 4
+				}
+				if n, took := f.requests("SendMessageBatch")-before, time.Since(start); n != requests || took > 0 {
+					t.Errorf("%d requests within %v, want %d at once", n, took, requests)
 				}
 				final("ack", d.Ack(t.Context()), want)
 				final("extend", d.Extend(t.Context(), time.Minute), want)
@@ -113,6 +118,86 @@ func TestInvalidCharacters(t *testing.T) {
 	}
 	if n := f.depth("plain"); n != 2 {
 		t.Errorf("%d messages are stored, want 2", n)
+	}
+}
+
+// Errors of the queue's key come by two names; SQS tells the second in a header,
+// and the client then reports that. Throttling passes. What the key refuses is
+// nobody's bad message: it must not look like one.
+func TestKeyErrors(t *testing.T) {
+	for shape, tt := range map[string]struct {
+		query string
+		want  error // nil: passes
+	}{
+		"KmsThrottled":       {"KMS.ThrottlingException", nil},
+		"KmsAccessDenied":    {"KMS.AccessDeniedException", broker.ErrUnauthorized},
+		"KmsDisabled":        {"KMS.DisabledException", broker.ErrUnauthorized},
+		"KmsInvalidState":    {"KMS.InvalidStateException", broker.ErrUnauthorized},
+		"KmsInvalidKeyUsage": {"KMS.InvalidKeyUsageException", broker.ErrUnauthorized},
+		"KmsNotFound":        {"KMS.NotFoundException", broker.ErrUnauthorized},
+		"KmsOptInRequired":   {"KMS.OptInRequired", broker.ErrUnauthorized},
+	} {
+		for _, how := range []string{"shape", "header", "entry"} {
+			t.Run(shape+"/"+how, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					f := newFake()
+					q := openQueue(t, openFake(t, f), "q", nil)
+					down := true
+					time.AfterFunc(time.Minute, func() {
+						f.mu.Lock()
+						defer f.mu.Unlock()
+						down = false
+					})
+					f.fault = func(op string, _ map[string]any, answer any) (*http.Response, error) {
+						f.mu.Lock()
+						defer f.mu.Unlock()
+						switch {
+						case !down || op != "SendMessageBatch":
+							return nil, nil
+						case how == "entry" && answer == nil: // nothing is stored of an entry that failed
+							return fakeResponse(200, map[string]any{"Failed": []any{map[string]any{"Id": "0", "Code": tt.query, "SenderFault": true}}}), nil
+						}
+						res := fakeError(400, shape)
+						if how == "header" {
+							res.Header.Set("X-Amzn-Query-Error", tt.query+";Sender")
+						}
+						return res, nil
+					}
+					_, err := q.Publish(t.Context(), broker.Message{Body: []byte("x")})
+					if !errors.Is(err, tt.want) || errors.Is(err, broker.ErrInvalid) {
+						t.Errorf("publish: %v, want %v", err, tt.want)
+					}
+					if n := f.depth("q"); (n == 1) != (tt.want == nil) {
+						t.Errorf("%d messages are stored", n)
+					}
+				})
+			})
+		}
+	}
+}
+
+// Where the whole request is refused for one message, its neighbours are sent.
+func TestRefusedRequestsAreTakenApart(t *testing.T) {
+	f := newFake()
+	q := openQueue(t, openFake(t, f), "q", nil)
+	f.fault = func(op string, in map[string]any, answer any) (*http.Response, error) {
+		if op == "SendMessageBatch" && answer == nil && strings.Contains(fmt.Sprint(in["Entries"]), "m4") {
+			return fakeError(400, "InvalidParameterValue"), nil
+		}
+		return nil, nil
+	}
+	_, err := q.PublishBatch(t.Context(), bodies(10, nil))
+	for i := range 10 {
+		want := error(nil)
+		if i == 4 {
+			want = broker.ErrInvalid
+		}
+		if got := broker.ErrorAt(err, i); !errors.Is(got, want) {
+			t.Errorf("entry %d: %v", i, got)
+		}
+	}
+	if n := f.depth("q"); n != 9 {
+		t.Errorf("%d messages are stored, want 9", n)
 	}
 }
 

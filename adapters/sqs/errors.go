@@ -42,8 +42,9 @@ func (f *failure) cause() error {
 // https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/CommonErrors.html
 // and the operations' pages.
 var codes = map[string]failure{
-	"QueueDoesNotExist":                       {kind: broker.ErrNotFound},
-	"AWS.SimpleQueueService.NonExistentQueue": {kind: broker.ErrNotFound},
+	"QueueDoesNotExist":         {kind: broker.ErrNotFound},
+	"NonExistentQueue":          {kind: broker.ErrNotFound},
+	"InvalidAddress":            {kind: broker.ErrNotFound}, // the queue's URL, not the message
 	"NotFound":                  {kind: broker.ErrNotFound},
 	"NotFoundException":         {kind: broker.ErrNotFound},
 	"ResourceNotFoundException": {kind: broker.ErrNotFound},
@@ -61,7 +62,6 @@ var codes = map[string]failure{
 	"InvalidClientTokenId":                {kind: broker.ErrUnauthorized},
 	"InvalidSecurity":                     {kind: broker.ErrUnauthorized},
 	"InvalidSignatureException":           {kind: broker.ErrUnauthorized},
-	"KmsAccessDenied":                     {kind: broker.ErrUnauthorized},
 	"MissingAuthenticationToken":          {kind: broker.ErrUnauthorized},
 	"NotAuthorized":                       {kind: broker.ErrUnauthorized},
 	"OptInRequired":                       {kind: broker.ErrUnauthorized},
@@ -70,41 +70,33 @@ var codes = map[string]failure{
 	"UnrecognizedClientException":         {kind: broker.ErrUnauthorized},
 	"MissingAuthenticationTokenException": {kind: broker.ErrUnauthorized},
 
-	"InvalidAddress":                              {kind: broker.ErrInvalid},
-	"InvalidAttributeName":                        {kind: broker.ErrInvalid},
-	"InvalidAttributeValue":                       {kind: broker.ErrInvalid},
-	"InvalidIdFormat":                             {kind: broker.ErrInvalid},
-	"InvalidMessageContents":                      {kind: broker.ErrInvalid},
-	"InvalidParameter":                            {kind: broker.ErrInvalid},
-	"InvalidParameterException":                   {kind: broker.ErrInvalid},
-	"InvalidParameterValue":                       {kind: broker.ErrInvalid},
-	"MissingParameter":                            {kind: broker.ErrInvalid},
-	"ParameterValueInvalid":                       {kind: broker.ErrInvalid},
-	"ValidationError":                             {kind: broker.ErrInvalid},
-	"ValidationException":                         {kind: broker.ErrInvalid},
-	"InvalidAction":                               {kind: broker.ErrUnsupported},
-	"UnknownOperationException":                   {kind: broker.ErrUnsupported},
-	"UnsupportedOperation":                        {kind: broker.ErrUnsupported},
-	"AWS.SimpleQueueService.UnsupportedOperation": {kind: broker.ErrUnsupported},
-	"BatchRequestTooLong":                         {kind: broker.ErrTooLarge},
-	"AWS.SimpleQueueService.BatchRequestTooLong":  {kind: broker.ErrTooLarge},
+	"InvalidAttributeName":      {kind: broker.ErrInvalid},
+	"InvalidAttributeValue":     {kind: broker.ErrInvalid},
+	"InvalidIdFormat":           {kind: broker.ErrInvalid},
+	"InvalidMessageContents":    {kind: broker.ErrInvalid},
+	"InvalidParameter":          {kind: broker.ErrInvalid},
+	"InvalidParameterException": {kind: broker.ErrInvalid},
+	"InvalidParameterValue":     {kind: broker.ErrInvalid},
+	"MissingParameter":          {kind: broker.ErrInvalid},
+	"ParameterValueInvalid":     {kind: broker.ErrInvalid},
+	"ValidationError":           {kind: broker.ErrInvalid},
+	"ValidationException":       {kind: broker.ErrInvalid},
+	"InvalidAction":             {kind: broker.ErrUnsupported},
+	"UnknownOperationException": {kind: broker.ErrUnsupported},
+	"UnsupportedOperation":      {kind: broker.ErrUnsupported},
+	"BatchRequestTooLong":       {kind: broker.ErrTooLarge},
 
-	"ReceiptHandleIsInvalid":                    {kind: broker.ErrLeaseLost},
-	"MessageNotInflight":                        {kind: broker.ErrLeaseLost},
-	"AWS.SimpleQueueService.MessageNotInflight": {kind: broker.ErrLeaseLost},
+	"ReceiptHandleIsInvalid": {kind: broker.ErrLeaseLost},
+	"MessageNotInflight":     {kind: broker.ErrLeaseLost},
 
-	"InternalError":           {kind: broker.ErrUnavailable, retry: true, maybe: true},
-	"InternalFailure":         {kind: broker.ErrUnavailable, retry: true, maybe: true},
-	"InternalServerError":     {kind: broker.ErrUnavailable, retry: true, maybe: true},
-	"RequestTimeout":          {kind: broker.ErrUnavailable, retry: true, maybe: true},
-	"RequestTimeoutException": {kind: broker.ErrUnavailable, retry: true, maybe: true},
-	"KmsThrottled":            {kind: broker.ErrUnavailable, retry: true},
-	"KMSThrottling":           {kind: broker.ErrUnavailable, retry: true},
-	"PurgeQueueInProgress":    {kind: broker.ErrUnavailable},
-	"AWS.SimpleQueueService.PurgeQueueInProgress": {kind: broker.ErrUnavailable},
-	"OverLimit":            {kind: broker.ErrUnavailable, retry: true},
-	"QueueDeletedRecently": {kind: broker.ErrUnavailable, retry: true},
-	"AWS.SimpleQueueService.QueueDeletedRecently": {kind: broker.ErrUnavailable, retry: true},
+	"InternalError":             {kind: broker.ErrUnavailable, retry: true, maybe: true},
+	"InternalFailure":           {kind: broker.ErrUnavailable, retry: true, maybe: true},
+	"InternalServerError":       {kind: broker.ErrUnavailable, retry: true, maybe: true},
+	"RequestTimeout":            {kind: broker.ErrUnavailable, retry: true, maybe: true},
+	"RequestTimeoutException":   {kind: broker.ErrUnavailable, retry: true, maybe: true},
+	"PurgeQueueInProgress":      {kind: broker.ErrUnavailable},
+	"OverLimit":                 {kind: broker.ErrUnavailable, retry: true},
+	"QueueDeletedRecently":      {kind: broker.ErrUnavailable, retry: true},
 	"RequestExpired":            {kind: broker.ErrUnavailable, retry: true},
 	"RequestLimitExceeded":      {kind: broker.ErrUnavailable, retry: true},
 	"RequestThrottled":          {kind: broker.ErrUnavailable, retry: true},
@@ -127,7 +119,7 @@ func (b *Broker) judge(ctx context.Context, err error) *failure {
 		return f
 	}
 	if api, ok := errors.AsType[smithy.APIError](err); ok {
-		if f, ok := codes[plainCode(api.ErrorCode())]; ok {
+		if f, ok := judgeCode(api.ErrorCode()); ok {
 			f.err = err
 			return &f
 		}
@@ -135,6 +127,8 @@ func (b *Broker) judge(ctx context.Context, err error) *failure {
 	if resp, ok := errors.AsType[*smithyhttp.ResponseError](err); ok {
 		f := &failure{err: err}
 		switch status := resp.HTTPStatusCode(); {
+		case status == http.StatusRequestTimeout:
+			f.kind, f.retry, f.maybe = broker.ErrUnavailable, true, true
 		case status == http.StatusTooManyRequests:
 			f.kind, f.retry = broker.ErrUnavailable, true
 		case status >= 500, status < 300: // 2xx: an answer that cannot be read
@@ -168,18 +162,36 @@ func (b *Broker) judge(ctx context.Context, err error) *failure {
 	return &failure{kind: broker.ErrUnavailable, err: err, retry: true, maybe: true}
 }
 
-// plainCode returns an error code without the namespace and the URI that the
-// JSON protocols may put around it.
-func plainCode(code string) string {
+// judgeCode says what an error code means, and whether it is known. A code may
+// come in a namespace, before a URI, and by two names: that of the error's
+// shape, or that of SQS's former protocol, which the client prefers where SQS
+// tells it (BatchRequestTooLong, AWS.SimpleQueueService.BatchRequestTooLong).
+func judgeCode(code string) (failure, bool) {
 	code = code[strings.LastIndexByte(code, '#')+1:]
 	code, _, _ = strings.Cut(code, ":")
-	return code
+	code = strings.TrimPrefix(code, "AWS.SimpleQueueService.")
+	if hasPrefixFold(code, "KMS") {
+		return judgeKey(code), true
+	}
+	f, ok := codes[code]
+	return f, ok
+}
+
+// judgeKey says what an error of the queue's encryption key means, of SQS by
+// either name (KmsThrottled, KMS.ThrottlingException) or of SNS
+// (KMSThrottling). But for throttling the key may not be used: it is disabled,
+// deleted, or not the caller's to use. The message is not to blame.
+func judgeKey(code string) failure {
+	if strings.Contains(code, "Throttl") {
+		return failure{kind: broker.ErrUnavailable, retry: true}
+	}
+	return failure{kind: broker.ErrUnauthorized}
 }
 
 // judgeEntry says what a failed entry of a batch means. Whose fault it is
 // decides where the code is unknown: throttling may come as the sender's.
 func judgeEntry(code, message *string, senderFault bool) *failure {
-	f, ok := codes[plainCode(aws.ToString(code))]
+	f, ok := judgeCode(aws.ToString(code))
 	switch {
 	case ok:
 	case senderFault:

@@ -20,10 +20,7 @@ const (
 // backoff returns how long to wait after a number of failed tries (from 1):
 // doubling from 50 ms to 5 s, of which a random half.
 func backoff(tries int) time.Duration {
-	d := maxBackoff
-	if tries < 8 {
-		d = min(maxBackoff, firstBackoff<<(tries-1))
-	}
+	d := min(maxBackoff, firstBackoff<<min(max(tries-1, 0), 7))
 	return d/2 + rand.N(d/2+1)
 }
 

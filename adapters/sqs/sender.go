@@ -111,8 +111,8 @@ func growStack() byte {
 	return room[len(batchIDs[0])]
 }
 
-// send carries out one batch: one request, and more where the service finds
-// the batch too long.
+// send carries out one batch: one request, and more where the service refuses
+// it as a whole.
 func (s *sender) send(ctx context.Context, items []outgoing, results []sent,
 	call func(ctx context.Context, items []outgoing, results []sent) error,
 ) {
@@ -155,7 +155,7 @@ func (s *sender) request(ctx context.Context, items []outgoing, results []sent,
 		return
 	}
 	f := s.b.judge(ctx, err)
-	if errors.Is(f.kind, broker.ErrTooLarge) && len(items) > 1 {
+	if len(items) > 1 && isContent(f.kind) { // it may be one message that is to blame
 		half := len(items) / 2
 		s.request(ctx, items[:half], results[:half], call)
 		s.request(ctx, items[half:], results[half:], call)
@@ -164,6 +164,11 @@ func (s *sender) request(ctx context.Context, items []outgoing, results []sent,
 	for i := range results {
 		results[i].Err = f
 	}
+}
+
+// isContent tells whether kind blames what was sent.
+func isContent(kind error) bool {
+	return errors.Is(kind, broker.ErrTooLarge) || errors.Is(kind, broker.ErrInvalid) || errors.Is(kind, broker.ErrUnsupported)
 }
 
 // one sends one message.
@@ -231,8 +236,9 @@ type publication struct {
 }
 
 type publishing struct {
-	next  int32 // of the group; 0: none (the first is nobody's next)
-	tries int16
+	last  *failure // of the tries so far
+	next  int32    // of the group; 0: none (the first is nobody's next)
+	tries int32
 	sent  bool
 	maybe bool
 	done  bool
@@ -312,7 +318,7 @@ func (p *publication) finish(i int, seq string, err error) int {
 	}
 	if f, ok := errors.AsType[*failure](err); ok && f.retry && p.ctx.Err() == nil {
 		st.tries++
-		st.sent = false
+		st.sent, st.last = false, f
 		st.maybe = st.maybe || f.maybe
 		time.AfterFunc(backoff(int(st.tries)), func() { p.submit(i) })
 		return -1
@@ -333,14 +339,9 @@ func (p *publication) abandon() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.ended = true
-	err := broker.ContextError(p.ctx)
 	for i := range p.state {
-		switch st := p.state[i]; {
-		case st.done:
-		case st.sent || st.maybe:
-			p.errs[i] = broker.UnknownOutcome(err)
-		default:
-			p.errs[i] = err
+		if st := &p.state[i]; !st.done {
+			p.errs[i] = gaveUp(p.ctx, st.last, st.sent || st.maybe)
 		}
 	}
 }
