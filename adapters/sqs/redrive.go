@@ -98,14 +98,7 @@ type moveEnd struct {
 
 func (b *Broker) moveBack(ctx context.Context, dead *target, to string, max int) (int, error) {
 	m := &mover{b: b, dead: dead, from: newSettler(b, dead), to: to, ends: map[string]*moveEnd{}}
-	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
-	defer cancel()
-	defer func() {
-		m.from.close(bounded)
-		for _, e := range m.ends {
-			_ = e.send.close(bounded) // nothing is under way any more
-		}
-	}()
+	defer m.close()
 	if to != "" {
 		if _, err := m.end(ctx, to); err != nil {
 			return 0, fmt.Errorf("to %q: %w", to, err)
@@ -132,12 +125,27 @@ func (b *Broker) moveBack(ctx context.Context, dead *target, to string, max int)
 			break
 		}
 	}
+	return m.moved, errors.Join(failed, m.giveBack(ctx, stay))
+}
+
+// giveBack makes what stays visible again, also once ctx has ended.
+func (m *mover) giveBack(ctx context.Context, stay []settlement) error {
+	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	defer cancel()
 	leases := make([]time.Time, len(stay))
 	for i := range leases {
 		leases[i] = time.Now().Add(peekLease)
 	}
-	back := m.from.many(bounded, m.from.changes, stay, leases)
-	return m.moved, errors.Join(failed, broker.NewBatchError(back))
+	return broker.NewBatchError(m.from.many(bounded, m.from.changes, stay, leases))
+}
+
+func (m *mover) close() {
+	ended, cancel := context.WithCancel(context.Background())
+	cancel() // nothing is under way any more
+	m.from.close(ended)
+	for _, e := range m.ends {
+		_ = e.send.close(ended) // as above
+	}
 }
 
 // batch moves what it can of ms and returns the receipts of the rest.
