@@ -26,7 +26,8 @@ type Consumer struct {
 	// pollers do with what they have received.
 	ctx, last       context.Context
 	stopped, cancel context.CancelFunc
-	work            sync.WaitGroup // deliveries being taken or given back
+	work            sync.WaitGroup // deliveries being taken, given back or sent on
+	moves           chan struct{}  // a token for each batch being sent on
 
 	mu       sync.Mutex
 	held     map[uint64]hold // by token
@@ -43,7 +44,7 @@ type Consumer struct {
 	waiting  *time.Timer       // runs while something waits for its group, see waiting.go
 	again    map[string]window // by FIFO group: a message that was given back comes again
 	closed   bool
-	released chan struct{} // closed and replaced when held shrinks
+	released chan struct{} // closed and dropped when held shrinks, if drain waits
 }
 
 // A hold is a delivery that was received and not settled.
@@ -67,9 +68,9 @@ func newConsumer(q *Queue, opts *broker.ConsumerOptions) (*Consumer, error) {
 		prefetch: defaultPrefetch,
 		total:    defaultPrefetch + maxWaiting,
 		room:     make(chan struct{}, 1),
+		moves:    make(chan struct{}, q.b.o.SendConcurrency),
 		held:     map[uint64]hold{},
 		sweepAt:  1024,
-		released: make(chan struct{}),
 		again:    map[string]window{},
 	}
 	if opts != nil && opts.Lease > 0 {
@@ -218,8 +219,10 @@ func (c *Consumer) sweep() {
 // release drops a hold. c.mu is held.
 func (c *Consumer) release(token uint64) {
 	delete(c.held, token)
-	close(c.released)
-	c.released = make(chan struct{})
+	if c.released != nil {
+		close(c.released)
+		c.released = nil
+	}
 }
 
 func (c *Consumer) lookup(d *broker.Delivery) (hold, bool) {
@@ -327,6 +330,9 @@ func (c *Consumer) drain(ctx context.Context) error {
 	for {
 		c.mu.Lock()
 		c.sweep()
+		if c.released == nil {
+			c.released = make(chan struct{})
+		}
 		left, released := len(c.held), c.released
 		next := time.Now().Add(c.lease)
 		for _, h := range c.held {

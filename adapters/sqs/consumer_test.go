@@ -301,3 +301,92 @@ func TestLastAttemptIsDeadLetteredByTheSDK(t *testing.T) {
 		}
 	})
 }
+
+// refuseSends makes every send to a queue fail for a reason that may pass.
+func refuseSends(f *fakeSQS, queue string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.fault = func(op string, in map[string]any, answer any) (*http.Response, error) {
+		if op == "SendMessageBatch" && answer == nil && strings.HasSuffix(str(in["QueueUrl"]), "/"+queue) {
+			return fakeError(503, "ServiceUnavailable"), nil
+		}
+		return nil, nil
+	}
+}
+
+// A dead-letter queue that takes nothing holds up no other message.
+func TestDeadLetterQueueDownHoldsUpNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
+		q := openQueue(t, openFake(t, f), "q", &broker.QueueOptions{DeadLetter: "q-dead", MaxAttempts: 1})
+		if _, err := q.PublishBatch(t.Context(), bodies(2, nil)); err != nil {
+			t.Fatal(err)
+		}
+		f.queue("q").messages[0].receives = 1 // delivered often enough
+		refuseSends(f, "q-dead")
+		c := consume(t, q, nil)
+		d := wantSoon(t, c, "m1", 1)
+		if err := d.Ack(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := q.Publish(t.Context(), broker.Message{Body: []byte("m2")}); err != nil {
+			t.Fatal(err)
+		}
+		if d = receiveOne(t, c); string(d.Body) != "m2" {
+			t.Errorf("received %q", d.Body)
+		}
+		if n := f.depth("q"); n != 2 {
+			t.Errorf("%d messages are left, want the spent one and m2", n)
+		}
+	})
+}
+
+// A Reject that the dead-letter queue does not take ends with the lease at the
+// latest, since another consumer has the message then.
+func TestRejectEndsWithTheLease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
+		q := openQueue(t, openFake(t, f), "q", &broker.QueueOptions{DeadLetter: "q-dead"})
+		if _, err := q.Publish(t.Context(), broker.Message{Body: []byte("x")}); err != nil {
+			t.Fatal(err)
+		}
+		c := consume(t, q, &broker.ConsumerOptions{Lease: 20 * time.Second})
+		d := receiveOne(t, c)
+		refuseSends(f, "q-dead")
+		start := time.Now()
+		err := d.Reject(t.Context(), "why")
+		if took := time.Since(start); !errors.Is(err, broker.ErrLeaseLost) || took > 20*time.Second {
+			t.Errorf("reject: %v after %v", err, took)
+		}
+		wantSoon(t, c, "x", 2)
+	})
+}
+
+// What is expected back is forgotten in the end, whoever asks for how many.
+func TestNacksLeaveNothingBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := openQueue(t, openFake(t, newFake()), "q.fifo", nil)
+		c := consume(t, q, &broker.ConsumerOptions{Prefetch: 1}).(*Consumer)
+		const n = 50
+		if _, err := q.PublishBatch(t.Context(), bodies(n, func(i int, m *broker.Message) { m.GroupID = fmt.Sprint(i) })); err != nil {
+			t.Fatal(err)
+		}
+		for range n {
+			if err := receiveOne(t, c).Nack(t.Context(), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range n {
+			if err := receiveOne(t, c).Ack(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		<-time.After(time.Hour)
+		giveUp(t, c)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if len(c.again) > 0 {
+			t.Errorf("%d groups are still expected", len(c.again))
+		}
+	})
+}

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/queuestream/broker"
@@ -21,9 +22,24 @@ type copied struct {
 	count   int // deliveries of it so far
 }
 
-// move sends ws[i] and then deletes cs[i], and returns an error for each.
+// move sends ws[i] and then deletes cs[i], and returns an error for each. It
+// ends with the last of their leases: a queue that takes no copy must not hold
+// up its caller for ever.
 func move(ctx context.Context, to *sender, from *settler, cs []copied, ws []wire, errs []error) []error {
-	to.many(ctx, ws, make([]string, len(ws)), errs)
+	var last time.Time
+	for i := range cs {
+		if cs[i].until.After(last) {
+			last = cs[i].until
+		}
+	}
+	bounded, cancel := context.WithDeadline(ctx, last)
+	to.many(bounded, ws, make([]string, len(ws)), errs)
+	cancel()
+	for i, err := range errs {
+		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+			errs[i] = fmt.Errorf("%w: no copy of it could be stored until then: %w", broker.ErrLeaseLost, err)
+		}
+	}
 	var items []settlement
 	var leases []time.Time
 	var at []int

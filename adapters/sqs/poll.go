@@ -57,7 +57,7 @@ func (c *Consumer) poll() {
 func (c *Consumer) claim(broken bool) (n int, wait time.Duration, end bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if n = c.free(); n > 1 && c.expecting() || n == 0 && broken && c.tried {
+	if n = c.free(); c.expecting() && n > 1 || n == 0 && broken && c.tried {
 		n = 1
 	}
 	c.tried = c.tried && n == 0
@@ -243,25 +243,30 @@ func (c *Consumer) take(ms []types.Message, at time.Time) bool {
 			ds = append(ds, c.hold(&r, receipt, at))
 		}
 	}
-	if len(early) > 0 {
-		c.logCopies("postponing", early, c.q.postpone(c.last, early))
-	}
-	if len(spent) > 0 {
-		c.logCopies("dead-lettering", spent, c.q.bury(c.last, spent))
-	}
 	c.inbox.Put(ds...)
 	if len(ds) > 0 {
 		c.watchUnread()
 		c.watchWaiting()
 	}
+	c.sendOn("postponing", early, c.q.postpone)
+	c.sendOn("dead-lettering", spent, c.q.bury)
 	return true
 }
 
-func (c *Consumer) logCopies(what string, cs []copied, errs []error) {
-	for i, err := range errs {
-		if err != nil {
-			c.q.b.log.WarnContext(c.ctx, "sqs: "+what+" failed; the message returns when its lease ends",
-				"queue", c.q.t.name, "id", cs[i].r.ID, "error", err)
-		}
+// sendOn moves messages elsewhere, behind the poller, which goes on: a queue
+// that does not take them may keep this waiting until their leases end.
+func (c *Consumer) sendOn(what string, cs []copied, move func(ctx context.Context, cs []copied) []error) {
+	if len(cs) == 0 {
+		return
 	}
+	c.moves <- struct{}{}
+	c.work.Go(func() {
+		defer func() { <-c.moves }()
+		for i, err := range move(c.last, cs) {
+			if err != nil {
+				c.q.b.log.WarnContext(c.ctx, "sqs: "+what+" failed; the message returns when its lease ends",
+					"queue", c.q.t.name, "id", cs[i].r.ID, "error", err)
+			}
+		}
+	})
 }
