@@ -130,5 +130,8 @@
 //
 // Publishing needs sqs:SendMessage, consuming sqs:ReceiveMessage,
 // sqs:DeleteMessage and sqs:ChangeMessageVisibility, both sqs:GetQueueUrl and
-// sqs:GetQueueAttributes; the methods say what else they need.
+// sqs:GetQueueAttributes, consuming those two and sqs:SendMessage on the
+// dead-letter queue as well; the methods say what else they need. A queue
+// encrypted by a KMS key of one's own needs kms:GenerateDataKey and kms:Decrypt
+// to publish, kms:Decrypt to consume. What the key refuses is ErrUnauthorized.
 package sqs

@@ -66,3 +66,74 @@ func TestRole(t *testing.T) {
 		t.Errorf("STS was asked %d times, %d requests were signed", assumed, signed)
 	}
 }
+
+// A program that may not list queues is ready all the same; one whose
+// credentials are wrong is not.
+func TestPingWithoutListQueues(t *testing.T) {
+	for code, want := range map[string]error{
+		"AccessDenied":          nil,
+		"AccessDeniedException": nil,
+		"ExpiredToken":          broker.ErrUnauthorized,
+		"InvalidClientTokenId":  broker.ErrUnauthorized,
+		"SignatureDoesNotMatch": broker.ErrUnauthorized,
+	} {
+		f := newFake()
+		b := openFake(t, f)
+		f.fault = func(string, map[string]any, any) (*http.Response, error) { return fakeError(403, code), nil }
+		if err := b.Ping(t.Context()); !errors.Is(err, want) {
+			t.Errorf("%s: %v", code, err)
+		}
+	}
+}
+
+// Publishing needs no rights on the dead-letter queue of the queue's redrive
+// policy; consuming does, and says so.
+func TestPublisherWithoutRightsOnTheDeadLetterQueue(t *testing.T) {
+	f := newFake()
+	b := openFake(t, f)
+	f.queue("q").attrs["RedrivePolicy"] = `{"deadLetterTargetArn":"arn:aws:sqs:eu-test-1:1:dead","maxReceiveCount":3}`
+	code := "AccessDenied"
+	f.fault = func(_ string, in map[string]any, answer any) (*http.Response, error) {
+		if answer == nil && strings.HasSuffix(str(in["QueueName"])+str(in["QueueUrl"]), "dead") {
+			return fakeError(400, code), nil
+		}
+		return nil, nil
+	}
+	q := openQueue(t, b, "q", nil)
+	if _, err := q.Publish(t.Context(), broker.Message{Body: []byte("x")}); err != nil {
+		t.Error(err)
+	}
+	_, err := q.Consumer(t.Context(), nil)
+	if e, ok := errors.AsType[*broker.Error](err); !ok || !errors.Is(err, broker.ErrUnauthorized) || e.Op != "open consumer" || e.Name != "q" {
+		t.Errorf("consumer: %v", err)
+	}
+	if _, err := b.Queue(t.Context(), "q", &broker.QueueOptions{DeadLetter: "dead"}); !errors.Is(err, broker.ErrUnauthorized) {
+		t.Errorf("a dead-letter queue that is asked for: %v", err)
+	}
+	code = "QueueDoesNotExist"
+	if _, err := b.Queue(t.Context(), "q", nil); !errors.Is(err, broker.ErrNotFound) {
+		t.Errorf("without the dead-letter queue: %v", err)
+	}
+	code = "InternalFailure" // passes: no mistake of the caller's
+	if _, err := b.Queue(t.Context(), "q", nil); !broker.IsTemporary(err) || errors.Is(err, broker.ErrInvalid) {
+		t.Errorf("while SQS fails: %v", err)
+	}
+}
+
+func TestURLMistakes(t *testing.T) {
+	for url, want := range map[string]string{
+		"sqs://localhost:9324":              "endpoint=",
+		"sqs://sqs.eu-west-1.amazonaws.com": "endpoint=",
+		"sqs://k:s%zz@eu-west-1":            "invalid URL escape",
+		"sqs://k:hush hush\x7f@eu-west-1":   "invalid",
+		"sqs://k@eu-west-1":                 "both key and secret",
+		"sqs://eu-west-1/queue":             "opened by name",
+		"sqs://eu-west-1?endpont=x":         "endpont",
+		"sqs://eu-west-1?max_pollers=many":  "max_pollers",
+	} {
+		_, err := OpenURL(t.Context(), url)
+		if !errors.Is(err, broker.ErrInvalid) || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "hush") {
+			t.Errorf("%s: %v", url, err)
+		}
+	}
+}

@@ -1,10 +1,12 @@
 package sqs
 
 import (
+	"errors"
 	"log/slog"
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -105,6 +107,9 @@ func setDefault[T comparable](p *T, v T) {
 // parseURL reads sqs://[key:secret@][region][?endpoint=…&…].
 func parseURL(raw string) (*Options, error) {
 	u, err := url.Parse(raw)
+	if parse, ok := errors.AsType[*url.Error](err); ok {
+		err = parse.Err // without the URL, which may hold a secret
+	}
 	if err != nil {
 		return nil, broker.Invalid("URL: %w", err)
 	}
@@ -113,6 +118,9 @@ func parseURL(raw string) (*Options, error) {
 	}
 	if u.Path != "" && u.Path != "/" {
 		return nil, broker.Invalid("URL path %q: want none; queues are opened by name", u.Path)
+	}
+	if strings.ContainsAny(u.Host, ".:") {
+		return nil, broker.Invalid("URL host %q: want a region such as eu-central-1; an address goes into ?endpoint=http://…", u.Host)
 	}
 	o := &Options{Region: u.Host}
 	if u.User != nil {

@@ -3,6 +3,7 @@ package sqs
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 
 	"github.com/queuestream/broker"
@@ -15,6 +16,9 @@ type Queue struct {
 	caps  broker.QueueCapabilities
 	codec codec
 	dead  *target // of Reject; nil: none
+	// deadErr is why the dead-letter queue of the redrive policy may not be
+	// looked at. A publisher needs no rights on it, a consumer does.
+	deadErr error
 
 	sends    *sender
 	settles  *settler
@@ -67,16 +71,18 @@ func (b *Broker) openQueue(ctx context.Context, name string, opts *broker.QueueO
 		q.dead, err = b.resolve(ctx, opts.DeadLetter)
 	case t.deadLetter != "":
 		q.dead, err = b.resolveARN(ctx, t.deadLetter)
+		if errors.Is(err, broker.ErrUnauthorized) {
+			q.deadErr, err = fmt.Errorf("dead-letter queue %s: %w", t.deadLetter, err), nil
+		}
 	}
 	if err != nil {
-		return nil, &broker.Error{Op: "open queue", Adapter: adapterName, Name: name,
-			Err: errors.Join(broker.Invalid("dead-letter queue of %q", name), err)}
+		return nil, fmt.Errorf("dead-letter queue of %q: %w", name, err)
 	}
 	if q.dead != nil && q.dead.fifo != t.fifo {
 		return nil, broker.Invalid("dead-letter queue %q: a FIFO queue's must be FIFO, a standard queue's standard", q.dead.name)
 	}
 	q.caps = capabilities(t, &b.o)
-	q.caps.Reject = q.dead != nil
+	q.caps.Reject = q.dead != nil || q.deadErr != nil
 	if n := opts.MaxAttempts; n > 0 && (q.caps.MaxAttempts == 0 || n < q.caps.MaxAttempts) {
 		q.caps.MaxAttempts = n
 	}
@@ -205,8 +211,13 @@ func (q *Queue) prepare(m *broker.Message, x extra) (wire, error) {
 	return w, nil
 }
 
-// Consumer opens a consumer. It polls from its first Receive on.
+// Consumer opens a consumer. It polls from its first Receive on. Where the
+// queue has a dead-letter queue, it needs sqs:GetQueueUrl,
+// sqs:GetQueueAttributes and sqs:SendMessage on that too.
 func (q *Queue) Consumer(_ context.Context, opts *broker.ConsumerOptions) (broker.Consumer, error) {
+	if q.deadErr != nil {
+		return nil, fail("open consumer", q.t.name, q.deadErr)
+	}
 	c, err := newConsumer(q, opts)
 	if err == nil {
 		err = q.add(c)
