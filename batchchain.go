@@ -52,7 +52,7 @@ func batchChain(base context.Context, mw []Middleware, ins []Incoming, inner fun
 		used := false
 		chain := restoring(Chain(func(ctx context.Context, _ Incoming) error {
 			ctxs[i] = ctx //nolint:fatcontext // a list of contexts, not one inside the other
-			if used { // a middleware that tries again does so for this one alone
+			if used {     // a middleware that tries again does so for this one alone
 				return errorOf(call([]int{i}), 0, 1)
 			}
 			used = true
