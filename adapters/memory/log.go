@@ -288,10 +288,19 @@ func (p *partition) supersede(key string, offset int64) {
 	}
 }
 
-// retain removes what is over the limits: records before a time (UnixMilli),
-// the oldest beyond a number of bytes, tombstones before another time. The
-// latest record is kept for the limit of bytes.
+// retain removes what is over the limits: tombstones before a time (UnixMilli),
+// then the oldest records, those before another time and those beyond a number
+// of bytes. The latest record is kept for the limit of bytes.
 func (p *partition) retain(beforeMS, maxBytes, tombstonesMS int64) {
+	for len(p.tombstones) > 0 && p.tombstones[0].ms < tombstonesMS {
+		t := p.tombstones[0]
+		p.tombstones = p.tombstones[1:]
+		ci, i := p.find(t.offset)
+		if ci < len(p.chunks) && offsetOf(&p.chunks[ci].recs[i]) == t.offset {
+			delete(p.latest, string(p.chunks[ci].recs[i].rec.Key))
+			p.remove(t.offset)
+		}
+	}
 	for len(p.chunks) > 0 {
 		s := &p.chunks[0].recs[0]
 		old := s.rec.Time().UnixMilli() < beforeMS
@@ -312,15 +321,6 @@ func (p *partition) retain(beforeMS, maxBytes, tombstonesMS int64) {
 		if c.recs = c.recs[1:]; len(c.recs) == 0 {
 			p.chunks[0] = nil
 			p.chunks = p.chunks[1:]
-		}
-	}
-	for len(p.tombstones) > 0 && p.tombstones[0].ms < tombstonesMS {
-		t := p.tombstones[0]
-		p.tombstones = p.tombstones[1:]
-		ci, i := p.find(t.offset)
-		if ci < len(p.chunks) && offsetOf(&p.chunks[ci].recs[i]) == t.offset {
-			delete(p.latest, string(p.chunks[ci].recs[i].rec.Key))
-			p.remove(t.offset)
 		}
 	}
 }
