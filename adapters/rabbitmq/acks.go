@@ -19,6 +19,7 @@ type acks struct {
 	base    uint64 // tag of entries[0]
 	entries []ackEntry
 	open    int      // entries that are delivered and not decided
+	parked  int      // of these, in no program's hands
 	ready   []uint64 // acknowledged, not sent
 	returns []uint64 // to requeue, not sent
 	sending bool
@@ -37,8 +38,9 @@ type acker interface {
 }
 
 type ackEntry struct {
-	d     *broker.Delivery
-	state ackState
+	d      *broker.Delivery
+	state  ackState
+	parked bool
 }
 
 type ackState uint8
@@ -87,6 +89,21 @@ func (a *acks) replace(tag uint64, d *broker.Delivery) bool {
 	}
 	e.d = d
 	return true
+}
+
+// park tells that an open delivery is in no program's hands, and stays so until
+// the channel is closed.
+func (a *acks) park(tag uint64, generation uint32) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.dead || generation != a.generation {
+		return
+	}
+	if e := a.entry(tag); e != nil && e.state == ackOpen && !e.parked {
+		e.parked = true
+		a.parked++
+		a.notify()
+	}
 }
 
 func (a *acks) entry(tag uint64) *ackEntry {
@@ -217,12 +234,12 @@ func (a *acks) notify() {
 }
 
 // waiting returns a channel that closes with the next change, or nil when
-// nothing is open (all: or unsent) or the channel is gone.
+// nothing is unsent (all: or open, unless it is parked) or the channel is gone.
 func (a *acks) waiting(all bool) <-chan struct{} {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	unsent := a.sending || len(a.ready)+len(a.returns) > 0
-	if !unsent && (a.dead || !all || a.open == 0) {
+	if !unsent && (a.dead || !all || a.open == a.parked) {
 		return nil
 	}
 	return a.idle
@@ -251,7 +268,7 @@ func (a *acks) close() []*broker.Delivery {
 			open = append(open, a.entries[i].d)
 		}
 	}
-	a.open = 0
+	a.open, a.parked = 0, 0
 	select {
 	case a.wake <- struct{}{}:
 	default:

@@ -139,12 +139,14 @@ func (c *consumer) run(s *session) {
 			c.inbox.SetErr(nil)
 		}
 		began := time.Now()
-		if err := c.serve(s); err != nil && !errors.Is(err, errIdle) && c.ctx.Err() == nil {
+		err := c.serve(s)
+		idle := errors.Is(err, errIdle)
+		if err != nil && !idle && c.ctx.Err() == nil {
 			c.failed(classify(err))
 		}
 		c.end(s)
 		s = nil
-		if time.Since(began) > time.Second {
+		if idle || time.Since(began) > time.Second {
 			backoff = c.q.b.o.MinBackoff
 		} else {
 			sleep(c.ctx, rand.N(backoff))
@@ -161,11 +163,6 @@ func (c *consumer) waitFetches() {
 	// It can only time out.
 	_, _ = call(ctx, func() (struct{}, error) { c.fetches.Wait(); return struct{}{}, nil }, nil)
 }
-
-// errIdle ends a session of which the inbox keeps deliveries that nobody waits
-// for: closing the channel gives them back in their order, which counts an
-// attempt before RabbitMQ 4.3.
-var errIdle = errors.New("idle")
 
 // failed tells waiting Receives what will not pass by itself; the consumer goes
 // on trying.
@@ -263,6 +260,9 @@ func (c *consumer) serve(s *session) error {
 			}
 		case r := <-c.idle:
 			err := c.unsubscribe(s, r.drain)
+			if errors.Is(err, errIdle) {
+				c.end(s)
+			}
 			close(r.done)
 			if err != nil {
 				return err
@@ -315,34 +315,8 @@ func (c *consumer) subscribe(s *session) error {
 	return nil
 }
 
-// unsubscribe lets go of the queue while nobody receives and nothing is open,
-// so that an idle consumer keeps no messages, and no shards, from others.
-// A shard's consumer stays while it holds a delivery: another one would become
-// active beside it. To drain, it leaves in any case.
-func (c *consumer) unsubscribe(s *session, drain bool) error {
-	c.mu.Lock()
-	busy := c.receiving > 0
-	c.mu.Unlock()
-	if s.tags == nil || !drain && (busy || c.q.info.shards > 0 && s.acks.waiting(true) != nil) {
-		return nil
-	}
-	_, err := call(c.ctx, func() (struct{}, error) {
-		s.rpc.Lock()
-		defer s.rpc.Unlock()
-		for _, t := range s.tags {
-			if err := s.ch.Cancel(t, false); err != nil {
-				return struct{}{}, err
-			}
-		}
-		s.fetches.Wait() // what was on its way is in the inbox
-		s.tags = nil
-		return struct{}{}, nil
-	}, nil)
-	return err
-}
-
-// end closes the session. What was open on it is lost to its holders, and the
-// broker delivers it again.
+// end closes the session, once. What was open on it is lost to its holders, and
+// the broker delivers it again.
 func (c *consumer) end(s *session) {
 	lost := s.acks.close()
 	waiting := c.held.stop(s)
@@ -352,18 +326,10 @@ func (c *consumer) end(s *session) {
 	if !s.ch.IsClosed() {
 		ctx, cancel := context.WithTimeout(context.Background(), c.q.b.o.CloseTimeout)
 		defer cancel()
-		// Cancelling waits for the queue. A channel that closes at once behind an
-		// acknowledgement may overtake it there: the message came again (seen on
-		// 4.0.5 with quorum queues).
 		_, err := call(ctx, func() (struct{}, error) {
 			s.rpc.Lock() // a call that was given up may still wait for its answer
 			defer s.rpc.Unlock()
-			for _, t := range s.tags {
-				if err := s.ch.Cancel(t, false); err != nil {
-					return struct{}{}, err
-				}
-			}
-			return struct{}{}, s.ch.Close()
+			return struct{}{}, c.leave(s)
 		}, nil)
 		if err != nil {
 			c.q.b.o.Logger.Debug("closing a channel failed", "adapter", adapterName, "queue", c.q.info.name, "error", err)
@@ -494,10 +460,19 @@ func (c *consumer) giveBack(ds []*broker.Delivery) {
 		case d.Generation() != s.acks.generation:
 		case c.q.info.shards == 0 && !draining:
 			c.inbox.Put(d) // a plain queue promises no order: it need not go back
+		case c.holds(d) && draining:
+			s.acks.park(d.Token(), d.Generation()) // it goes back when the session ends
 		case s.acks.decide(d.Token(), d.Generation(), true):
 			d.Lose()
 		}
 	}
+}
+
+// drains tells whether nothing is handed out any more.
+func (c *consumer) drains() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.draining
 }
 
 // live returns the state of the current session's acknowledgements.
@@ -545,7 +520,8 @@ func (c *consumer) Close() error {
 }
 
 // drain stops fetching, gives back what was not handed out, and waits for
-// verdicts on the rest until ctx ends.
+// verdicts on the rest until ctx ends. Of groups nothing goes back before the
+// session ends: another consumer would get it beside what is in hand here.
 func (c *consumer) drain(ctx context.Context) error {
 	c.mu.Lock()
 	first := !c.draining
@@ -554,6 +530,7 @@ func (c *consumer) drain(ctx context.Context) error {
 	if first {
 		c.relax(true, c.q.b.o.CloseTimeout)
 		c.giveBack(c.inbox.Close(fail("receive", c.q.info.name, broker.ErrClosed)))
+		c.held.park()
 	}
 	return c.settled(ctx, true)
 }

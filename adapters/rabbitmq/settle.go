@@ -190,6 +190,10 @@ func (h *holds) hold(a *acks, d *broker.Delivery, v *broker.Verdict) bool {
 	}
 	h.state.Lock()
 	defer h.state.Unlock()
+	if h.c.drains() { // it would be due after the end
+		a.park(d.Token(), d.Generation())
+		return true
+	}
 	if h.timers == nil {
 		h.timers = map[*broker.Delivery]*time.Timer{}
 	}
@@ -230,6 +234,20 @@ func (h *holds) capture(ds []*broker.Delivery) bool {
 	}
 	*h.captured = append(*h.captured, ds...)
 	return true
+}
+
+// park ends the delays: what they keep goes back when the session ends.
+func (h *holds) park() {
+	a := h.c.live()
+	h.state.Lock()
+	defer h.state.Unlock()
+	for d, t := range h.timers {
+		t.Stop()
+		delete(h.timers, d)
+		if a != nil {
+			a.park(d.Token(), d.Generation())
+		}
+	}
 }
 
 // stop drops the timers of a session that ended and returns what they held.
