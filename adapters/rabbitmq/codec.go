@@ -3,6 +3,7 @@ package rabbitmq
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -289,9 +290,13 @@ func decode(a *amqp.Delivery, d *broker.Delivery) received {
 	if !counted && a.Redelivered {
 		count = 1
 	}
-	r.attempt = int(max(0, before) + max(0, count) + 1)
+	const most = math.MaxInt32 // whatever another client writes
+	r.attempt = int(min(most, max(0, before)) + min(most, max(0, count)) + 1)
 	if ms, ok := fieldInt(a.Headers[headerExpires]); ok {
 		r.expires = time.UnixMilli(ms)
+		if d.TTL == 0 { // it was delayed, and has no expiration of the broker's
+			d.TTL = max(0, r.expires.Sub(d.Time))
+		}
 	}
 	d.Attempt = r.attempt
 	addDeath(a.Headers, d)

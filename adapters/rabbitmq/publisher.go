@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"sync"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -311,6 +310,7 @@ func (cc *confirmChannel) release(k returnKey, s *returnSlot) *amqp.Error {
 // A flight is a message sent and not known to be stored yet.
 type flight struct {
 	index  int
+	before bool // sent on an earlier channel too, where it may have been stored
 	weight int64
 	dc     *amqp.DeferredConfirmation
 	key    returnKey
@@ -365,15 +365,16 @@ func (b *flightBatch) run(ctx context.Context, todo []int) (again []int) {
 	return append(b.finish(), again...)
 }
 
-// broken tells that a write failed: the client closes the channel a moment later.
+// broken tells that a write failed, with whatever error the dialer's connection
+// has: the client closes the channel a moment later. Its own errors are typed.
 func broken(err error) bool {
-	_, ok := errors.AsType[*net.OpError](err)
-	return ok
+	_, own := errors.AsType[*amqp.Error](err)
+	return !own
 }
 
 func (b *flightBatch) send(ctx context.Context, i int) (flight, error) {
 	o := &b.os[i]
-	f := flight{index: i, weight: b.w.weight(o), key: returnKey{o.exchange, o.key, o.msg.MessageId}}
+	f := flight{index: i, before: b.sent[i], weight: b.w.weight(o), key: returnKey{o.exchange, o.key, o.msg.MessageId}}
 	for !b.w.sem.TryAcquire(f.weight) {
 		if b.landed < len(b.flights) {
 			b.land(ctx) // frees what this batch holds itself
@@ -447,11 +448,11 @@ func (b *flightBatch) finish() (again []int) {
 		case acked:
 			b.errs[f.index] = nil
 			if returned != nil {
-				b.errs[f.index] = fmt.Errorf("no queue takes the message: %w", classify(returned))
+				b.errs[f.index] = outcome(fmt.Errorf("no queue takes the message: %w", classify(returned)), f.before)
 			}
 		case nacked:
-			b.errs[f.index] = errNacked
-			b.sent[f.index] = false
+			b.errs[f.index] = outcome(errNacked, f.before)
+			b.sent[f.index] = f.before
 		case died:
 			again = append(again, f.index)
 		}

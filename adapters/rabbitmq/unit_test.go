@@ -5,8 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"math"
 	"math/rand/v2"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -353,10 +356,60 @@ func TestAttempts(t *testing.T) {
 			"x-delivery-count": int64(0), "x-acquired-count": int64(2)}}, 1},
 		{"delayed after three, then rejected", amqp.Delivery{Redelivered: true, Headers: amqp.Table{
 			"x-delivery-count": int64(1), headerAttempt: int64(3)}}, 5},
+		{"nonsense", amqp.Delivery{Headers: amqp.Table{"x-delivery-count": int64(math.MaxInt64), headerAttempt: int64(math.MaxInt64)}}, 2*math.MaxInt32 + 1},
 	} {
 		var d broker.Delivery
 		if decode(&c.a, &d); d.Attempt != c.want {
 			t.Errorf("%s: attempt %d, want %d", c.name, d.Attempt, c.want)
+		}
+	}
+}
+
+// TestTimeToLiveSurvives delays: of the message and of each redelivery.
+func TestTimeToLiveSurvives(t *testing.T) {
+	c := &consumer{q: &Queue{info: queueInfo{name: "q"}}}
+	now := time.Now().Truncate(time.Millisecond)
+	m := broker.Message{ID: "id", TTL: time.Hour, Delay: time.Minute}
+	p := encode(&m, 0, time.Time{}, now)
+	for range 3 {
+		var d broker.Delivery
+		r := decode(&amqp.Delivery{Headers: p.Headers, Expiration: p.Expiration, MessageId: p.MessageId}, &d)
+		if want := now.Add(m.Delay + m.TTL); !r.expires.Equal(want) || !d.Time.Add(d.TTL).Equal(want) {
+			t.Fatalf("attempt %d expires at %v, %v after %v; want %v", d.Attempt, r.expires, d.TTL, d.Time, want)
+		}
+		cp, ok := c.copyFor(&d, &broker.Verdict{Kind: broker.VerdictNack, Delay: time.Second})
+		if !ok {
+			t.Fatal("no copy")
+		}
+		p = encode(&cp.m, cp.attempt, cp.expires, cp.now)
+	}
+}
+
+// TestOutcomeOfTheSecondSending: what a broken connection left undecided may be
+// stored, whatever becomes of the copy that the next one carried.
+func TestOutcomeOfTheSecondSending(t *testing.T) {
+	for _, before := range []bool{false, true} {
+		cc := &confirmChannel{dead: make(chan struct{}), waiting: map[returnKey]*returnSlot{}}
+		close(cc.dead)
+		lost := cc.expect(returnKey{id: "returned"})
+		lost.reason = &amqp.Error{Code: amqp.NoRoute}
+		b := &flightBatch{cc: cc, errs: make([]error, 3), sent: make([]bool, 3), flights: []flight{
+			{index: 0, before: before, state: nacked, key: returnKey{id: "nacked"}, slot: cc.expect(returnKey{id: "nacked"})},
+			{index: 1, before: before, state: acked, key: returnKey{id: "returned"}, slot: lost},
+			{index: 2, before: before, state: acked, key: returnKey{id: "stored"}, slot: cc.expect(returnKey{id: "stored"})},
+		}}
+		if again := b.finish(); len(again) > 0 || b.errs[2] != nil {
+			t.Errorf("again %v, errors %v", again, b.errs)
+		}
+		for i, want := range []error{errNacked, broker.ErrNotFound} {
+			if !errors.Is(b.errs[i], want) || errors.Is(b.errs[i], broker.ErrUnknownOutcome) != before {
+				t.Errorf("sent before: %v; %v", before, b.errs[i])
+			}
+		}
+	}
+	for err, want := range map[error]bool{io.ErrClosedPipe: true, net.ErrClosed: true, os.ErrDeadlineExceeded: true, amqp.ErrSyntax: false} {
+		if broken(err) != want {
+			t.Errorf("%v: the connection broke: %v", err, !want)
 		}
 	}
 }
