@@ -33,7 +33,9 @@ func (b *Bridge) Run(ctx context.Context) error {
 	return all
 }
 
-// A HaltError tells that a route ended before a record by policy halt.
+// A HaltError tells that a route ended by itself, for what somebody has to look
+// at: before a record by policy halt, or since its source was missing when it
+// began, or cannot be read for another reason that does not pass.
 type HaltError struct {
 	Route string
 	Err   error
@@ -50,13 +52,14 @@ var restart = broker.RetryPolicy{Min: time.Second, Max: time.Minute}
 
 // Run runs the route until ctx ends, or until Until is reached, drains and
 // returns nil. A broker that is down is tried again, for ever, and so is a
-// stream that was deleted meanwhile; what is set up wrongly is an error at once,
-// and a poison record under policy halt is a *HaltError.
+// stream that was deleted meanwhile, or whose rights were taken away; what is
+// set up wrongly is an error at once, and a poison record under policy halt is
+// a *HaltError.
 func (rt *Route) Run(ctx context.Context) error {
 	if err := rt.check(); err != nil {
 		return err
 	}
-	if _, err := rt.Source.Partitions(ctx); errors.Is(err, broker.ErrNotFound) {
+	if _, err := rt.Source.Partitions(ctx); isMissing(err) {
 		return rt.halt(err)
 	}
 	for attempt := 1; ; attempt++ {
@@ -66,8 +69,7 @@ func (rt *Route) Run(ctx context.Context) error {
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
-		gone := errors.Is(err, broker.ErrNotFound) // it may be made again: its records are others then
-		if !broker.IsTemporary(err) && !gone || isPoison(err) {
+		if !broker.IsTemporary(err) && !isMissing(err) || isPoison(err) {
 			return rt.halt(err)
 		}
 		if time.Since(started) > restart.Max {
@@ -82,6 +84,13 @@ func (rt *Route) Run(ctx context.Context) error {
 		case <-time.After(wait):
 		}
 	}
+}
+
+// isMissing tells that the source is not there, or not for this user. Once the
+// route has begun it may come back: made again (its records are others then),
+// with its rights given back.
+func isMissing(err error) bool {
+	return errors.Is(err, broker.ErrNotFound) || errors.Is(err, broker.ErrUnauthorized)
 }
 
 func (rt *Route) halt(err error) error {
@@ -119,8 +128,11 @@ func (rt *Route) applyPause(p *broker.Processor) {
 
 // Lag returns how far the route's group is behind.
 func (rt *Route) Lag(ctx context.Context) ([]broker.PartitionLag, error) {
-	return rt.Source.Lag(ctx, orDefault(rt.Group, "bridge-"+rt.Name))
+	return rt.Source.Lag(ctx, rt.group())
 }
+
+// group is the consumer group. It may be asked for while Run begins.
+func (rt *Route) group() string { return orDefault(rt.Group, "bridge-"+rt.Name) }
 
 // sameGroupBatch is how many records a lane takes at once with BatchSameGroup,
 // what a request to SQS holds.
@@ -129,7 +141,7 @@ const sameGroupBatch = 10
 func (rt *Route) newProcessor() *broker.Processor {
 	p := &broker.Processor{
 		Stream:        rt.Source,
-		Group:         rt.Group,
+		Group:         rt.group(),
 		Start:         rt.Start,
 		Until:         rt.Until,
 		ReadCommitted: rt.ReadCommitted,

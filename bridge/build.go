@@ -165,31 +165,72 @@ const MaxQueues = 1000
 
 // chooseQueue opens a queue when a record first goes to it.
 func chooseQueue(b broker.Broker, m *mapper) func(context.Context, *broker.Record) (broker.Queue, error) {
-	var mu sync.Mutex
-	open := map[string]broker.Queue{}
+	c := &chosen{b: b, queues: map[string]*chosenQueue{}}
 	return func(ctx context.Context, r *broker.Record) (broker.Queue, error) {
 		env := newEnv(r)
 		name, err := m.queue.text(&env)
 		if err != nil {
 			return nil, &poison{fmt.Errorf("target.queue: %w", err)}
 		}
-		mu.Lock()
-		defer mu.Unlock()
-		if q, ok := open[name]; ok {
-			return q, nil
-		}
-		if len(open) >= MaxQueues {
+		return c.queue(ctx, name)
+	}
+}
+
+// chosen are the queues that an expression has chosen. One that is being opened
+// holds up its own records and no others.
+type chosen struct {
+	b      broker.Broker
+	mu     sync.Mutex
+	queues map[string]*chosenQueue
+}
+
+type chosenQueue struct {
+	opening chan struct{} // holds a token while somebody opens it
+	q       broker.Queue  // once it is open
+}
+
+func (c *chosen) queue(ctx context.Context, name string) (broker.Queue, error) {
+	c.mu.Lock()
+	e := c.queues[name]
+	if e == nil {
+		if len(c.queues) >= MaxQueues {
+			c.mu.Unlock()
 			return nil, &poison{fmt.Errorf("target.queue: %q would be queue %d, at most %d", name, MaxQueues+1, MaxQueues)}
 		}
-		q, err := b.Queue(ctx, name, nil)
-		if errors.Is(err, broker.ErrNotFound) {
-			return nil, &poison{fmt.Errorf("target.queue: %w", err)}
-		} else if err != nil {
-			return nil, err
-		}
-		open[name] = q
+		e = &chosenQueue{opening: make(chan struct{}, 1)}
+		c.queues[name] = e
+	}
+	q := e.q
+	c.mu.Unlock()
+	if q != nil {
 		return q, nil
 	}
+	select {
+	case e.opening <- struct{}{}:
+		defer func() { <-e.opening }()
+	case <-ctx.Done():
+		return nil, broker.ContextError(ctx)
+	}
+	c.mu.Lock()
+	q = e.q
+	c.mu.Unlock()
+	if q != nil { // by another one meanwhile
+		return q, nil
+	}
+	q, err := c.b.Queue(ctx, name, nil)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err != nil {
+		if c.queues[name] == e {
+			delete(c.queues, name) // names that lead nowhere take no room
+		}
+		if errors.Is(err, broker.ErrNotFound) {
+			err = &poison{fmt.Errorf("target.queue: %w", err)}
+		}
+		return nil, err
+	}
+	e.q, c.queues[name] = q, e
+	return q, nil
 }
 
 func openBlobs(ctx context.Context, rawURL string, o Openers) (blob.Store, error) {

@@ -24,7 +24,7 @@ const (
 // coordinates, and returns the task with a pointer instead.
 func (rt *Route) claim(ctx context.Context, r *broker.Record, task broker.Message) (broker.Message, error) {
 	sum := sha256.Sum256(task.Body)
-	key := fmt.Sprintf("%s/%d/%s-%s", safe(rt.Source.Name()), r.Partition, r.Offset(), task.ID[:16])
+	key := fmt.Sprintf("%s/%d/%s-%.16s", safe(rt.Source.Name()), r.Partition, r.Offset(), dedupID(r, rt.Salt))
 	if err := rt.Blobs.Put(ctx, key, task.Body); err != nil {
 		return task, &broker.Error{Op: "claim check", Adapter: "bridge", Name: rt.Name, Temporary: true, Err: err}
 	}

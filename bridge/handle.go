@@ -142,7 +142,7 @@ func (rt *Route) deadLetter(ctx context.Context, r *broker.Record, cause error) 
 	m := broker.DeadLetterMessage(broker.Message{
 		ID:      dedupID(r, rt.Salt),
 		Body:    r.Value,
-		Headers: append(append(broker.Headers{}, r.Headers...), broker.SourceHeaders(r)...),
+		Headers: headers(r),
 	}, broker.DeadLetter{Reason: cause.Error(), Queue: rt.targetName(), Attempts: 1, Time: time.Now()})
 	if c.Dedup {
 		m.DedupID = m.ID

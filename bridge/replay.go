@@ -41,8 +41,11 @@ func (rt *Route) DryRun(ctx context.Context, rg broker.Range, emit func(Planned)
 			return s, err
 		}
 		// As if a member of the route's group had read it.
-		r.Bind(r.Offset(), &broker.Assignment{Stream: rt.Source.Name(), Group: rt.Group, Partition: r.Partition, Identity: identity})
+		r.Bind(r.Offset(), &broker.Assignment{Stream: rt.Source.Name(), Group: rt.group(), Partition: r.Partition, Identity: identity})
 		q, task, kept, err := rt.plan(ctx, r)
+		if err == nil && kept {
+			err = rt.refused(q, task)
+		}
 		p := Planned{Record: r, Task: task, Kept: kept}
 		s.Records++
 		switch {
@@ -62,6 +65,18 @@ func (rt *Route) DryRun(ctx context.Context, rg broker.Range, emit func(Planned)
 		}
 	}
 	return s, broker.ContextError(ctx)
+}
+
+// refused tells for what the queue would refuse the task, as far as it shows
+// before it is sent.
+func (rt *Route) refused(q broker.Queue, task broker.Message) error {
+	c := q.Capabilities()
+	c.Groups = c.Groups || rt.GroupFor != nil // which may be the tenant of a fair queue
+	err := broker.ValidateMessage(&task, &c)
+	if rt.claims(task, err) {
+		return nil
+	}
+	return err
 }
 
 // Replay returns a route that sends a range of the source again, in a group of

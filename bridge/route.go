@@ -64,7 +64,8 @@ type Route struct {
 	GroupFor func(r *broker.Record) (string, error)
 	// Map edits the task that the bridge made of r: ID and DedupID from the
 	// coordinates, GroupID as GroupFor says, the value as Body, the record's
-	// headers and its coordinates. An error makes r poison.
+	// headers and its coordinates (instead of any among its own). An error makes
+	// r poison.
 	Map func(r *broker.Record, task *broker.Message) error
 	// Salt makes other ids for the same records, for a replay that has to get
 	// past the queue's dedup window.
@@ -111,7 +112,6 @@ func (rt *Route) check() error {
 	case rt.RetryMin < 0 || rt.RetryMax < 0 || rt.MaxAge < 0 || rt.DrainTimeout < 0:
 		return invalid("RetryMin, RetryMax, MaxAge and DrainTimeout must not be negative")
 	}
-	rt.Group = orDefault(rt.Group, "bridge-"+rt.Name)
 	rt.Poison = orDefault(rt.Poison, PoisonDLQ)
 	rt.TooLarge = orDefault(rt.TooLarge, TooLargeReject)
 	rt.Concurrency = orDefault(rt.Concurrency, DefaultConcurrency)
@@ -152,10 +152,7 @@ func orDefault[T comparable](v, def T) T {
 // task makes the default task of r for the queue q, and lets Map edit it.
 func (rt *Route) task(r *broker.Record, q broker.Queue) (broker.Message, error) {
 	c := q.Capabilities()
-	t := broker.Message{ID: dedupID(r, rt.Salt), Body: r.Value, Headers: broker.SourceHeaders(r)}
-	if source := t.Headers; len(r.Headers) > 0 {
-		t.Headers = append(append(make(broker.Headers, 0, len(r.Headers)+len(source)+1), r.Headers...), source...)
-	}
+	t := broker.Message{ID: dedupID(r, rt.Salt), Body: r.Value, Headers: headers(r)}
 	if r.Tombstone {
 		t.Headers = append(t.Headers, broker.Header{Key: HeaderTombstone, Value: "true"})
 	}
@@ -179,6 +176,24 @@ func (rt *Route) task(r *broker.Record, q broker.Queue) (broker.Message, error) 
 
 // HeaderTombstone marks the task of a tombstone, whose body is empty.
 const HeaderTombstone = "x-source-tombstone"
+
+// headers are the record's own and its coordinates. Coordinates among its own
+// are those of an earlier way, and would be taken for the record's.
+func headers(r *broker.Record) broker.Headers {
+	source := broker.SourceHeaders(r)
+	if len(r.Headers) == 0 {
+		return source
+	}
+	own := r.Headers.Without(func(key string) bool {
+		switch key {
+		case broker.HeaderSourceStream, broker.HeaderSourcePartition, broker.HeaderSourceOffset,
+			broker.HeaderSourceKey, broker.HeaderSourceTime, HeaderTombstone:
+			return true
+		}
+		return false
+	})
+	return append(append(make(broker.Headers, 0, len(own)+len(source)+1), own...), source...)
+}
 
 // groupOf is what GroupFor says, or the record's key. Where that is empty there
 // is no order to keep: each such record is a group of its own, so that they do

@@ -208,6 +208,7 @@ func TestSQSEntryCodes(t *testing.T) {
 	for code, parked := range map[string]bool{
 		"InternalError": false, "ThrottlingException": false, "KmsThrottled": false, "ServiceUnavailable": false,
 		"AccessDenied": false, "QueueDoesNotExist": false, "ExpiredToken": false,
+		"KMS.ThrottlingException": false, "KMS.DisabledException": false,
 		"InvalidMessageContents": true, "InvalidParameterValue": true, "ACodeToCome": true,
 	} {
 		for _, senderFault := range []bool{false, true} {

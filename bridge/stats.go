@@ -52,6 +52,13 @@ type Stats struct {
 	Halted        error // why the route ended, if it did
 }
 
+// coordinates name a record of the source. A record that goes to another
+// member while it fails is not seen again here: little of it is to stay.
+type coordinates struct {
+	partition int32
+	offset    broker.Offset
+}
+
 type counters struct {
 	enqueued, filtered, parked, skipped, retried, duplicates, claimed atomic.Int64
 }
@@ -65,7 +72,7 @@ type state struct {
 	received  int64 // by processors before it
 	paused    bool
 	halted    error
-	failures  map[*broker.Record]int // tries that failed for an unknown reason
+	failures  map[coordinates]int // tries that failed for an unknown reason
 
 	targets sync.Map // that TargetFor chose: broker.Queue → nil
 }
@@ -140,14 +147,17 @@ func (rt *Route) failed(r *broker.Record) int {
 	rt.mu.Lock()
 	defer rt.mu.Unlock()
 	if rt.failures == nil {
-		rt.failures = map[*broker.Record]int{}
+		rt.failures = map[coordinates]int{}
 	}
-	rt.failures[r]++
-	return rt.failures[r]
+	at := coordinates{r.Partition, r.Offset()}
+	rt.failures[at]++
+	return rt.failures[at]
 }
 
 func (rt *Route) forget(r *broker.Record) {
 	rt.mu.Lock()
 	defer rt.mu.Unlock()
-	delete(rt.failures, r)
+	if len(rt.failures) > 0 {
+		delete(rt.failures, coordinates{r.Partition, r.Offset()})
+	}
 }
