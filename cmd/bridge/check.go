@@ -36,7 +36,7 @@ func (c *checkCmd) Run(ctx context.Context, e env) error {
 func (c *checkCmd) connect(ctx context.Context, e env, cfg *bridge.Config) error {
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
-	set, err := bridge.Build(ctx, cfg, e.open)
+	set, err := build(ctx, cfg, e)
 	if err != nil {
 		return err
 	}

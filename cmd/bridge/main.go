@@ -4,8 +4,9 @@
 //
 // Exit codes, for supervisors: 0 it was told to stop, or a bounded replay
 // ended; 1 something failed that starting again may mend; 2 the configuration
-// or the command line is wrong, starting again is no use; 3 a route halted
-// before a poison record, which somebody has to look at.
+// or the command line is wrong, starting again is no use; 3 a route halted,
+// before a poison record or since its source is missing, which somebody has to
+// look at.
 package main
 
 import (

@@ -23,6 +23,7 @@ import (
 
 	"github.com/queuestream/broker"
 	"github.com/queuestream/broker/adapters/memory"
+	"github.com/queuestream/broker/adapters/sqs"
 	"github.com/queuestream/broker/bridge"
 )
 
@@ -116,6 +117,7 @@ func freeAddr(t *testing.T) string {
 func (b *bench) run(ctx context.Context, args ...string) int {
 	e := env{stdout: &b.stdout, stderr: &b.stderr, open: bridge.Openers{Brokers: broker.Openers{
 		"memory": func(context.Context, string) (broker.Broker, error) { return shared{b.broker}, nil },
+		"sqs":    sqs.OpenURL,
 	}}}
 	return run(ctx, e, args)
 }
@@ -232,6 +234,11 @@ func TestExitCodes(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	bad := newBench(t, 0, "    concurrency: many\n")
+	param := newBench(t, 0, "")
+	data, err = os.ReadFile(param.config)
+	check(t, err)
+	check(t, os.WriteFile(param.config, bytes.Replace(data, []byte("memory://x"), []byte("sqs://eu-west-1?endpont=x"), 1), 0o600))
+	rank := newBench(t, 0, "    task: {priority: 5}\n")
 	for name, tt := range map[string]struct {
 		b      *bench
 		args   []string
@@ -240,6 +247,8 @@ func TestExitCodes(t *testing.T) {
 	}{
 		"halted":          {halt, []string{"run", "-c", halt.config}, exitHalted, "route r halted"},
 		"configuration":   {bad, []string{"run", "-c", bad.config}, exitConfig, `:7: routes[0].concurrency: "many", want a whole number`},
+		"URL":             {param, []string{"run", "-c", param.config}, exitConfig, "endpont"},
+		"queue":           {rank, []string{"check", "-c", rank.config, "--connect"}, exitConfig, "task.priority"},
 		"no such file":    {bad, []string{"check", "-c", "/nowhere.yaml"}, exitConfig, "/nowhere.yaml"},
 		"no such command": {bad, []string{"walk"}, exitConfig, "walk"},
 		"no such route":   {halt, []string{"replay", "-c", halt.config, "--route", "x"}, exitConfig, `--route "x": want one of [r]`},
@@ -296,12 +305,15 @@ func TestTracing(t *testing.T) {
 	propagation.TraceContext{}.Inject(trace.ContextWithSpanContext(t.Context(), trace.NewSpanContext(parent)), &r.Headers)
 	was := r.Headers.Get("traceparent")
 	var inside string
-	err := tr.middleware("r")(func(_ context.Context, in broker.Incoming) error {
+	err := tr.middleware("r")[0](func(_ context.Context, in broker.Incoming) error {
 		inside = in.HeaderSet().Get("traceparent")
 		return nil
 	})(t.Context(), r)
 	check(t, err)
 	check(t, tr.close())
+	if mw := (&tracing{}).middleware("r"); len(mw) > 0 {
+		t.Error("a middleware that traces nothing")
+	}
 	spans := rec.Ended()
 	if len(spans) != 1 || spans[0].Parent().SpanID() != parent.SpanID || spans[0].SpanContext().TraceID() != parent.TraceID {
 		t.Fatalf("spans: %v", spans)

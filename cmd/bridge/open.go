@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 
@@ -42,6 +43,17 @@ func openers() bridge.Openers {
 			"s3": func(ctx context.Context, url string) (blob.Store, error) { return s3.OpenURL(ctx, url) },
 		},
 	}
+}
+
+// build opens what the configuration names. What no start will ever open (an
+// unknown URL parameter, a queue that cannot do what its route asks for) is a
+// mistake in the configuration.
+func build(ctx context.Context, cfg *bridge.Config, e env) (*bridge.Set, error) {
+	set, err := bridge.Build(ctx, cfg, e.open)
+	if !broker.IsTemporary(err) && (errors.Is(err, broker.ErrInvalid) || errors.Is(err, broker.ErrUnsupported)) {
+		err = &usageError{err}
+	}
+	return set, err
 }
 
 // newLogger writes JSON to stderr.

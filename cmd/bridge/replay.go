@@ -46,7 +46,7 @@ func (c *replayCmd) Run(ctx context.Context, e env) error {
 	if err != nil {
 		return err
 	}
-	set, err := bridge.Build(ctx, one, e.open)
+	set, err := build(ctx, one, e)
 	if err != nil {
 		return err
 	}

@@ -37,7 +37,7 @@ func (c *runCmd) Run(ctx context.Context, e env) error {
 	if err != nil {
 		return fmt.Errorf("tracing: %w", err)
 	}
-	set, err := bridge.Build(ctx, cfg, e.open)
+	set, err := build(ctx, cfg, e)
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		log.Info("the bridge ended before it ran")
 		return tracing.close()
@@ -49,13 +49,14 @@ func (c *runCmd) Run(ctx context.Context, e env) error {
 	for _, rt := range set.Routes {
 		rt.Logger = log
 		rt.Observe = m.observe
-		rt.Middleware = append(rt.Middleware, tracing.middleware(rt.Name))
+		rt.Middleware = append(rt.Middleware, tracing.middleware(rt.Name)...)
 	}
 	srv, err := startServers(ctx, cfg.Worker, set, m, log)
 	if err != nil {
 		return errors.Join(err, set.Close(), tracing.close())
 	}
 	log.Info("the bridge runs", "version", version(), "routes", len(set.Routes), "listen", srv.addr)
+	context.AfterFunc(ctx, func() { srv.draining.Store(true) })
 	err = set.Run(ctx)
 	srv.draining.Store(true)
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
