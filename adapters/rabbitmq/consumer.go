@@ -51,7 +51,7 @@ type session struct {
 	rpc       sync.Mutex       // one call at a time: answers carry no number
 	fetches   sync.WaitGroup   // of the subscriptions
 	closed    chan *amqp.Error // by the broker, or with its connection
-	cancelled chan string      // the broker ended a subscription: its queue is gone
+	cancelled chan string      // the broker ended a subscription
 }
 
 // Consumer implements [broker.Queue]. A Prefetch above 65535 is refused.
@@ -237,10 +237,13 @@ func (c *consumer) serve(s *session) error {
 			}
 			return broker.ErrUnavailable
 		case _, ok := <-s.cancelled:
-			if !ok { // closed with the channel
-				return broker.ErrUnavailable
+			if !ok { // closed with the channel, of which s.closed tells more
+				s.cancelled = nil
+				continue
 			}
-			return fmt.Errorf("%w: the broker ended the subscription", broker.ErrNotFound)
+			// The queue may be gone: the next session finds out. Or a delivery was
+			// held for too long: RabbitMQ closed the channel for that before 4.3.
+			return fmt.Errorf("%w: the broker ended the subscription", broker.ErrUnavailable)
 		case <-c.poke:
 		case <-look.C:
 			looks = false
@@ -362,7 +365,7 @@ func (c *consumer) fetch(s *session, in <-chan amqp.Delivery) {
 		switch {
 		case !r.expires.IsZero() && !time.Now().Before(r.expires):
 			c.retire(d, "expired")
-		case c.q.info.maxAttempts > 0 && d.Attempt > c.q.info.maxAttempts:
+		case c.q.info.maxAttempts > 0 && d.Attempt > c.q.info.maxAttempts && c.q.dead != nil:
 			d.Attempt = c.q.info.maxAttempts
 			c.retire(d, reasonAttempts)
 		default:

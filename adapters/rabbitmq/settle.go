@@ -145,10 +145,13 @@ func (c *consumer) retire(d *broker.Delivery, reason string) {
 		c.q.b.o.Logger.Error("dead-lettering failed; the message goes back", "adapter", adapterName,
 			"queue", c.q.info.name, "id", d.ID, "error", copies[0].err)
 	}
-	if a != nil {
-		a.decide(d.Token(), d.Generation(), true)
+	if a != nil { // not at once: it comes again at once
+		time.AfterFunc(retireAgain, func() { a.decide(d.Token(), d.Generation(), true) })
 	}
 }
+
+// retireAgain is how long a message is kept that cannot be dead-lettered.
+const retireAgain = time.Second
 
 // holds keep the redeliveries of groups: the broker would put a requeued
 // message behind its successors.
