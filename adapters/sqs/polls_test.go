@@ -228,6 +228,35 @@ func TestUnreadGoesBackAndReceiveGoesOn(t *testing.T) {
 	})
 }
 
+// A delete whose answer is lost is repeated; that the receipt is no good any
+// more tells that the first one was carried out, as long as the lease holds.
+func TestAckWithoutAnAnswer(t *testing.T) {
+	for name, test := range map[string]struct {
+		after time.Duration // until the connection breaks
+		want  error
+	}{
+		"at once":         {0, nil},
+		"after the lease": {time.Hour, broker.ErrUnknownOutcome},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFake()
+				q := openQueue(t, openFake(t, f, func(o *Options) { o.RequestTimeout = 2 * time.Hour }), "q", nil)
+				if _, err := q.Publish(t.Context(), broker.Message{Body: []byte("x")}); err != nil {
+					t.Fatal(err)
+				}
+				d := receiveOne(t, consume(t, q, nil))
+				broken := make(chan struct{})
+				time.AfterFunc(test.after, func() { close(broken) })
+				loseAnswer(f, "DeleteMessageBatch", broken)
+				if err := d.Ack(t.Context()); !errors.Is(err, test.want) {
+					t.Errorf("ack: %v, not %v", err, test.want)
+				}
+			})
+		})
+	}
+}
+
 // A nack whose answer is lost is not repeated; whether it was carried out is unknown.
 func TestNackWithoutAnAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

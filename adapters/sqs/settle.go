@@ -110,6 +110,7 @@ func lost(f *failure) *failure {
 // until ctx or their lease ends, and returns an error for each.
 func (s *settler) many(ctx context.Context, to *settleBatcher, items []settlement, leases []time.Time) []error {
 	errs := make([]error, len(items))
+	var unsure map[int]bool // deletes that may have been carried out already
 	index := make([]int, len(items))
 	for i := range index {
 		index[i] = i
@@ -131,9 +132,22 @@ func (s *settler) many(ctx context.Context, to *settleBatcher, items []settlemen
 			errs[i] = r.Err
 			f, ok := errors.AsType[*failure](r.Err)
 			if !ok {
+				if r.Err != nil && unsure[i] {
+					errs[i] = broker.UnknownOutcome(r.Err)
+				}
 				continue
 			}
 			errs[i] = f.cause()
+			if to == s.deletes && (f.maybe || unsure[i]) {
+				if unsure == nil {
+					unsure = make(map[int]bool)
+				}
+				unsure[i] = true
+				errs[i] = broker.UnknownOutcome(errs[i])
+				if errors.Is(f.kind, broker.ErrLeaseLost) && time.Now().Before(leases[i]) {
+					errs[i] = nil // nobody else can have had it: it was deleted
+				}
+			}
 			if items[j].release && f.maybe {
 				errs[i] = broker.UnknownOutcome(fmt.Errorf("%w: it returns when the lease ends, if not before: %w", broker.ErrLeaseLost, f.err))
 			} else if f.retry && time.Now().Add(wait).Before(leases[i]) {
@@ -143,7 +157,7 @@ func (s *settler) many(ctx context.Context, to *settleBatcher, items []settlemen
 		items, index = again, at
 		if len(items) > 0 && !pause(ctx, wait) {
 			for _, i := range index {
-				errs[i] = gaveUp(ctx, worst, worst.maybe)
+				errs[i] = gaveUp(ctx, worst, worst.maybe || unsure[i])
 			}
 			break
 		}
