@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -380,6 +381,45 @@ func TestContract9TooLarge(t *testing.T) {
 				t.Errorf("a missing body gives %v", err)
 			}
 		})
+	})
+}
+
+// 10. Not promised, and said so where users read it: exactly once across both
+// systems, order across partitions, order of a key after one of its records was
+// parked. What each means shows here.
+func TestContract10NotPromised(t *testing.T) {
+	doc := string(must(os.ReadFile("doc.go"))(t))
+	_, doc, _ = strings.Cut(doc, "Not promised:")
+	for _, words := range []string{"exactly-once across both systems", "order across partitions", "order of a key after one of its records was parked"} {
+		if !strings.Contains(strings.ReplaceAll(doc, "\n// ", " "), words) {
+			t.Errorf("the package documentation does not say that it promises no %s", words)
+		}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 1)
+		w.publish(5, 1) // of one key
+		mended := false
+		rt := w.route(func(rt *Route) {
+			rt.Map = func(r *broker.Record, _ *broker.Message) error {
+				if string(r.Value) == "1" && !mended {
+					return errors.New("cannot map")
+				}
+				return nil
+			}
+		})
+		stop := w.start(rt)
+		w.until("the end of the stream", func() bool { return w.lag("bridge-r") == 0 })
+		check(t, stop())
+		<-time.After(DedupWindow + time.Second)
+		mended = true
+		check(t, rt.Replay("again", broker.AtOffset(broker.NewOffset(0)), broker.AtOffset(broker.NewOffset(2))).Run(w.ctx))
+		var got []string
+		for _, d := range w.drain(w.queue) {
+			got = append(got, string(d.Body))
+		}
+		if want := "0 2 3 4 0 1"; strings.Join(got, " ") != want {
+			t.Errorf("the key's tasks are %v, want %s: 0 twice, beyond the window, and 1 behind its successors", got, want)
+		}
 	})
 }
 
