@@ -174,8 +174,9 @@ func publishBatch(ctx context.Context, s *sender, name string, ms []broker.Messa
 	ws := make([]wire, len(ms))
 	seqs := make([]string, len(ms))
 	ended := broker.ContextError(ctx)
+	var m broker.Message // one for all: it is kept nowhere
 	for i := range ms {
-		m := ms[i]
+		m = ms[i]
 		if m.ID == "" {
 			m.ID = broker.NewID()
 		}

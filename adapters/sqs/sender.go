@@ -275,7 +275,9 @@ func (p *publication) begin(first []int) {
 		p.state[i].sent = true
 	}
 	err := p.s.batcher.GoAll(p.ctx, items, func(j int, seq string, err error) {
-		p.submit(p.finish(first[j], seq, err))
+		if i := p.finish(first[j], seq, err); i >= 0 {
+			p.submit(i)
+		}
 	})
 	if err == nil {
 		return
