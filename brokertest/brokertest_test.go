@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -243,4 +244,34 @@ func ExampleNewQueue() {
 	// Output:
 	// hello
 	// ack
+}
+
+// What a consumer gives back keeps its order, whatever came meanwhile.
+func TestQueueGivesBackInOrder(t *testing.T) {
+	ctx := t.Context()
+	q := brokertest.NewQueue("q")
+	for i := range 20 {
+		if _, err := q.Publish(ctx, broker.Message{ID: fmt.Sprintf("%02d", i)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, err := q.Consumer(ctx, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ds, err := c.Receive(ctx, 15)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(ds[3].Nack(ctx, 0), ds[1].Nack(ctx, 0), c.Close()); err != nil {
+		t.Fatal(err)
+	}
+	ms := q.Waiting()
+	if len(ms) != 20 || !slices.IsSortedFunc(ms, func(a, b broker.Message) int { return strings.Compare(a.ID, b.ID) }) {
+		t.Errorf("%d wait, in the order %v", len(ms), ms)
+	}
+	e, ok := errors.AsType[*broker.Error](ds[0].Ack(ctx))
+	if !ok || e.Adapter != "brokertest" || e.Name != "q" || !errors.Is(e, broker.ErrLeaseLost) {
+		t.Errorf("after Close: %v", e)
+	}
 }

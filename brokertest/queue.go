@@ -1,6 +1,7 @@
 package brokertest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -11,8 +12,8 @@ import (
 )
 
 // A Queue is a Queue without a broker: what is published is received by its
-// consumers, an ack removes it, a nack delivers it again after its delay, a
-// reject keeps it for DeadLetters. It never expires a lease by itself. Use
+// consumers, an ack removes it, a nack delivers it again after its delay, at its
+// old place, a reject keeps it for DeadLetters. It never expires a lease by itself. Use
 // NewQueue.
 type Queue struct {
 	// Recorder sees every settlement, and can refuse it.
@@ -26,16 +27,20 @@ type Queue struct {
 
 	name   string
 	mu     sync.Mutex
-	inbox  []entry
+	inbox  []entry // by place
+	places uint64
 	dead   []broker.Message
 	groups map[string]bool // with an open delivery
 	wake   chan struct{}
 	closed bool
 }
 
+const adapter = "brokertest" // in errors
+
 type entry struct {
 	m       broker.Message
 	attempt int
+	place   uint64 // in the queue
 }
 
 // NewQueue returns a queue with ms in it.
@@ -48,7 +53,7 @@ func NewQueue(name string, ms ...broker.Message) *Queue {
 		},
 	}
 	for _, m := range ms {
-		q.push(entry{m, 0})
+		q.push(m)
 	}
 	return q
 }
@@ -75,7 +80,7 @@ func (q *Queue) Publish(ctx context.Context, m broker.Message) (broker.Receipt, 
 		return broker.Receipt{ID: m.ID}, q.fail("publish", err)
 	}
 	m.Body = slices.Clone(m.Body)
-	q.push(entry{m, 0})
+	q.push(m)
 	return broker.Receipt{ID: m.ID}, nil
 }
 
@@ -96,7 +101,7 @@ func (q *Queue) Consumer(_ context.Context, opts *broker.ConsumerOptions) (broke
 	if q.isClosed() {
 		return nil, q.fail("consumer", broker.ErrClosed)
 	}
-	return &consumer{q: q, open: map[*broker.Delivery]bool{}}, nil
+	return &consumer{q: q, open: map[*broker.Delivery]uint64{}}, nil
 }
 
 // Close implements [broker.Queue].
@@ -127,7 +132,7 @@ func (q *Queue) DeadLetters() []broker.Message {
 }
 
 func (q *Queue) fail(op string, err error) error {
-	return &broker.Error{Op: op, Adapter: "brokertest", Name: q.name, Err: err}
+	return &broker.Error{Op: op, Adapter: adapter, Name: q.name, Err: err}
 }
 
 func (q *Queue) isClosed() bool {
@@ -136,13 +141,14 @@ func (q *Queue) isClosed() bool {
 	return q.closed
 }
 
-func (q *Queue) push(e entry) {
+func (q *Queue) push(m broker.Message) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if e.m.ID == "" {
-		e.m.ID = broker.NewID()
+	if m.ID == "" {
+		m.ID = broker.NewID()
 	}
-	q.inbox = append(q.inbox, e)
+	q.places++
+	q.inbox = append(q.inbox, entry{m, 0, q.places})
 	q.wakeAll()
 }
 
@@ -153,12 +159,14 @@ func (q *Queue) wakeAll() {
 
 type consumer struct {
 	q      *Queue
-	open   map[*broker.Delivery]bool // guarded by q.mu
+	open   map[*broker.Delivery]uint64 // their places; guarded by q.mu
 	closed bool
 }
 
-// Name is how a Delivery finds the name of its queue.
+// Name and Adapter are what errors of a Delivery carry.
 func (c *consumer) Name() string { return c.q.name }
+
+func (c *consumer) Adapter() string { return adapter }
 
 func (c *consumer) Receive(ctx context.Context, max int) ([]*broker.Delivery, error) {
 	q := c.q
@@ -216,7 +224,7 @@ func (c *consumer) take(max int) []*broker.Delivery {
 		if q.Lease > 0 {
 			d.SetLease(time.Now().Add(q.Lease))
 		}
-		c.open[d] = true
+		c.open[d] = e.place
 		ds = append(ds, d)
 	}
 	q.inbox = rest
@@ -249,7 +257,8 @@ func (c *consumer) apply(d *broker.Delivery, v broker.Verdict) error {
 	q := c.q
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if !c.open[d] {
+	place, ok := c.open[d]
+	if !ok {
 		return q.fail(v.Kind.String(), broker.ErrLeaseLost)
 	}
 	if v.Kind == broker.VerdictExtend {
@@ -259,7 +268,7 @@ func (c *consumer) apply(d *broker.Delivery, v broker.Verdict) error {
 		return nil
 	}
 	delete(c.open, d)
-	again := entry{d.Message, d.Attempt}
+	again := entry{d.Message, d.Attempt, place}
 	switch v.Kind {
 	case broker.VerdictReject:
 		q.dead = append(q.dead, broker.DeadLetterMessage(d.Message, broker.DeadLetter{
@@ -286,10 +295,11 @@ func (c *consumer) apply(d *broker.Delivery, v broker.Verdict) error {
 	return nil
 }
 
-// back puts e at the front again and frees its group.
+// back puts e at its old place again and frees its group.
 func (q *Queue) back(e entry) {
 	delete(q.groups, e.m.GroupID)
-	q.inbox = append([]entry{e}, q.inbox...)
+	i, _ := slices.BinarySearchFunc(q.inbox, e, func(a, b entry) int { return cmp.Compare(a.place, b.place) })
+	q.inbox = slices.Insert(q.inbox, i, e)
 	q.wakeAll()
 }
 
@@ -301,9 +311,9 @@ func (c *consumer) Close() error {
 		return nil
 	}
 	c.closed = true
-	for d := range c.open {
+	for d, place := range c.open {
 		if d.Lose() {
-			q.back(entry{d.Message, d.Attempt})
+			q.back(entry{d.Message, d.Attempt, place})
 		} else {
 			delete(q.groups, d.GroupID)
 		}

@@ -197,7 +197,7 @@ func (s *Stream) Close() error {
 }
 
 func (s *Stream) fail(op string, err error) error {
-	return &broker.Error{Op: op, Adapter: "brokertest", Name: s.name, Err: err}
+	return &broker.Error{Op: op, Adapter: adapter, Name: s.name, Err: err}
 }
 
 func (s *Stream) wakeAll() {
