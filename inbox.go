@@ -24,7 +24,7 @@ type Inbox struct {
 	err     error
 	closed  bool
 	wake    chan struct{} // a token while something is ready
-	taken   chan struct{} // closed and replaced when the buffer shrinks
+	taken   chan struct{} // closed and dropped when the buffer shrinks; nil: nobody waits for that
 	wants   []int         // max of each Receive that waits, in order
 	onWait  func()
 }
@@ -42,7 +42,6 @@ func NewInbox(giveBack func([]*Delivery)) *Inbox {
 		giveBack: giveBack,
 		groups:   map[string]*inboxGroup{},
 		wake:     make(chan struct{}, 1),
-		taken:    make(chan struct{}),
 	}
 }
 
@@ -236,7 +235,11 @@ func (b *Inbox) WaitBelow(ctx context.Context, n int) error {
 		if !b.closed && b.len() >= n {
 			back = b.sweep()
 		}
-		l, taken, closed, check := b.len(), b.taken, b.closed, b.waiting > 0
+		l, closed, check := b.len(), b.closed, b.waiting > 0
+		if b.taken == nil && l >= n {
+			b.taken = make(chan struct{})
+		}
+		taken := b.taken
 		b.mu.Unlock()
 		b.back(back)
 		switch {
@@ -330,8 +333,10 @@ func (b *Inbox) signal() {
 }
 
 func (b *Inbox) shrunk() {
-	close(b.taken)
-	b.taken = make(chan struct{})
+	if b.taken != nil {
+		close(b.taken)
+		b.taken = nil
+	}
 }
 
 func (b *Inbox) back(ds []*Delivery) {
