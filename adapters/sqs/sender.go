@@ -73,6 +73,7 @@ func (a answer) refused(entry, code, message *string, senderFault bool) {
 type sender struct {
 	b       *Broker
 	batcher *broker.Batcher[outgoing, string]
+	calls   calls
 	chain   bool // messages of a group go one after the other
 	sizes   [batchEntries + 1]atomic.Int64
 }
@@ -171,8 +172,48 @@ func isContent(kind error) bool {
 	return errors.Is(kind, broker.ErrTooLarge) || errors.Is(kind, broker.ErrInvalid) || errors.Is(kind, broker.ErrUnsupported)
 }
 
+// calls are those of one and many that have not ended, between tries too.
+type calls struct {
+	mu  sync.Mutex
+	now *sync.WaitGroup
+}
+
+func (c *calls) begin() *sync.WaitGroup {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.now == nil {
+		c.now = &sync.WaitGroup{}
+	}
+	c.now.Add(1)
+	return c.now
+}
+
+// drain waits until the calls that have begun have ended, or ctx ends.
+func (s *sender) drain(ctx context.Context) error {
+	c := &s.calls
+	c.mu.Lock()
+	begun := c.now
+	c.now = nil
+	c.mu.Unlock()
+	if begun == nil {
+		return nil
+	}
+	ended := make(chan struct{})
+	go func() {
+		begun.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+		return nil
+	case <-ctx.Done():
+		return broker.ContextError(ctx)
+	}
+}
+
 // one sends one message.
 func (s *sender) one(ctx context.Context, w wire) (string, error) {
+	defer s.calls.begin().Done()
 	maybe := false
 	for try := 1; ; try++ {
 		seq, err := s.batcher.Do(ctx, outgoing{ctx, w})
@@ -201,6 +242,7 @@ func settled(err error, maybe bool) error {
 
 // many sends what has no error in errs yet, and sets seqs and errs.
 func (s *sender) many(ctx context.Context, ws []wire, seqs []string, errs []error) {
+	defer s.calls.begin().Done()
 	p := &publication{
 		s: s, ctx: ctx, ws: ws, seqs: seqs, errs: errs,
 		state: make([]publishing, len(ws)),

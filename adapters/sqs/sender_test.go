@@ -328,3 +328,63 @@ func TestFairGroups(t *testing.T) {
 		}
 	})
 }
+
+// What is tried again when Shutdown begins is being published: it is waited for.
+func TestShutdownWaitsBetweenTries(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
+		b := openFake(t, f)
+		q := openQueue(t, b, "q", nil)
+		refuseSends(f, "q")
+		time.AfterFunc(20*time.Second, func() {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			f.fault = nil
+		})
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if _, err := q.Publish(t.Context(), broker.Message{Body: []byte("x")}); err != nil {
+				t.Error(err)
+			}
+		})
+		wg.Go(func() {
+			if _, err := q.PublishBatch(t.Context(), bodies(15, nil)); err != nil {
+				t.Error(err)
+			}
+		})
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if err := b.Shutdown(ctx); err != nil {
+			t.Error(err)
+		}
+		wg.Wait()
+		if n := f.depth("q"); n != 16 {
+			t.Errorf("%d messages are stored, want 16", n)
+		}
+	})
+}
+
+// One that never succeeds holds Shutdown up no longer than ctx allows.
+func TestShutdownEndsWithItsContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
+		b := openFake(t, f)
+		q := openQueue(t, b, "q", nil)
+		refuseSends(f, "q")
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if _, err := q.Publish(t.Context(), broker.Message{Body: []byte("x")}); !errors.Is(err, broker.ErrClosed) || !errors.Is(err, broker.ErrUnknownOutcome) {
+				t.Error(err)
+			}
+		})
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		start := time.Now()
+		if err := b.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) || time.Since(start) > 10*time.Second+closeTimeout {
+			t.Errorf("%v after %v", err, time.Since(start))
+		}
+		wg.Wait()
+	})
+}

@@ -69,7 +69,7 @@ func (e *Exchange) Capabilities() broker.ExchangeCapabilities {
 // RouteTo returns a Publisher with that routing key.
 func (e *Exchange) RouteTo(routingKey string) broker.Publisher { return &route{e: e, key: routingKey} }
 
-func (e *Exchange) drain(ctx context.Context) error { return e.sends.batcher.Flush(ctx) }
+func (e *Exchange) drain(ctx context.Context) error { return e.sends.drain(ctx) }
 
 // Close waits up to 3 s for what is being sent.
 func (e *Exchange) Close() error {
