@@ -215,7 +215,7 @@ func (b *Broker) Exchange(ctx context.Context, name string) (broker.Exchange, er
 		return nil, opError("open exchange", name, broker.ErrNotFound)
 	}
 	h := &Exchange{b: b, x: x, gate: newGate()}
-	if err := b.keep(h); err != nil {
+	if err := b.handles.Add(h); err != nil {
 		return nil, opError("open exchange", name, err)
 	}
 	return h, nil
@@ -255,7 +255,7 @@ func (h *Exchange) RouteTo(key string) broker.Publisher { return &route{h, key} 
 func (h *Exchange) Close() error {
 	h.once.Do(func() {
 		close(h.gate.closed)
-		h.b.forget(h)
+		h.b.handles.Remove(h)
 		h.b.srv.wake()
 	})
 	return nil

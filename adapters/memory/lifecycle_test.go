@@ -492,3 +492,31 @@ func TestConcurrentUse(t *testing.T) {
 	cancel()
 	wg.Wait()
 }
+
+// What one handle waits for at Shutdown takes no time from the others: a group
+// commits although a queue's delivery is never settled.
+func TestShutdownDrainsAllAtOnce(t *testing.T) {
+	for range 8 { // handles have no order
+		synctest.Test(t, func(t *testing.T) {
+			ctx := t.Context()
+			b := open(t, nil)
+			q := declare(t, b, "q", broker.QueueConfig{})
+			s := declareStream(t, b, broker.StreamConfig{})
+			send(t, q, body("stuck"))
+			one(t, consume(t, q, nil), "stuck")
+			appendTo(t, s, rec("", "a"))
+			committed := errors.New("OnRevoked was not called")
+			var m *GroupConsumer
+			var held []*broker.Record
+			m = join(t, s, "g", &broker.GroupOptions{OnRevoked: func(ctx context.Context, _ []int32) {
+				committed = m.Commit(ctx, held...)
+			}})
+			held = take(t, m, 1)
+			short, cancel := context.WithTimeout(ctx, time.Second)
+			defer cancel()
+			wantErr(t, b.Shutdown(short), context.DeadlineExceeded)
+			synctest.Wait()
+			check(t, committed)
+		})
+	}
+}

@@ -2,6 +2,7 @@ package memory
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/queuestream/broker"
+	"github.com/queuestream/broker/internal/handles"
 )
 
 var (
@@ -123,9 +125,7 @@ type Broker struct {
 	srv  *server
 	cuts atomic.Int64 // how often the connection broke
 
-	mu      sync.Mutex
-	closed  bool
-	handles map[handle]struct{}
+	handles handles.Set[handle]
 }
 
 // A handle is what Close and Shutdown of a broker end.
@@ -227,7 +227,7 @@ func parseURL(rawURL string) (*Options, error) {
 }
 
 func (s *server) connect() *Broker {
-	return &Broker{srv: s, handles: map[handle]struct{}{}}
+	return &Broker{srv: s}
 }
 
 // Connect makes a second connection to the same embedded broker, as another
@@ -250,41 +250,7 @@ func (b *Broker) check(ctx context.Context) error {
 
 func (b *Broker) connection() *Broker { return b }
 
-func (b *Broker) ended() error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.closed {
-		return broker.ErrClosed
-	}
-	return nil
-}
-
-func (b *Broker) keep(h handle) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.closed {
-		return broker.ErrClosed
-	}
-	b.handles[h] = struct{}{}
-	return nil
-}
-
-func (b *Broker) forget(h handle) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	delete(b.handles, h)
-}
-
-// all returns the open handles.
-func (b *Broker) all() []handle {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	hs := make([]handle, 0, len(b.handles))
-	for h := range b.handles {
-		hs = append(hs, h)
-	}
-	return hs
-}
+func (b *Broker) ended() error { return b.handles.Err() }
 
 func (s *server) queue(name string) (*queue, error) {
 	s.mu.RLock()
@@ -344,7 +310,7 @@ func (b *Broker) openQueue(ctx context.Context, name string, opts *broker.QueueO
 	if limit := b.srv.rules.maxAttempts; limit > 0 && attempts > limit {
 		return nil, broker.Unsupported("MaxAttempts %d: the most is %d", attempts, limit)
 	}
-	return h, b.keep(h)
+	return h, b.handles.Add(h)
 }
 
 // ReplyQueue makes a queue that Close removes.
@@ -389,43 +355,22 @@ type drainer interface {
 // Shutdown stops receiving, waits until what was received is settled, runs
 // OnRevoked of the groups' members, and closes.
 func (b *Broker) Shutdown(ctx context.Context) error {
-	var err error
-	hs := b.all()
-	for _, h := range hs {
+	var ds []drainer
+	for _, h := range b.handles.All() {
 		if d, ok := h.(drainer); ok {
 			d.stop(fmt.Errorf("%w: %w", broker.ErrClosed, broker.ErrShutdown))
+			ds = append(ds, d)
 		}
 	}
-	for _, h := range hs {
-		if d, ok := h.(drainer); ok {
-			if e := d.drain(ctx); e != nil && err == nil {
-				err = e
-			}
-		}
-	}
-	if e := b.Close(); e != nil && err == nil {
-		err = e
-	}
-	return opError("shutdown", "", err)
+	err := handles.Each(ds, func(d drainer) error { return d.drain(ctx) })
+	return opError("shutdown", "", errors.Join(err, b.Close()))
 }
 
 // Close closes the connection and every handle of it. It may be called again.
 func (b *Broker) Close() error {
-	b.mu.Lock()
-	if b.closed {
-		b.mu.Unlock()
-		return nil
-	}
-	b.closed = true
-	b.mu.Unlock()
+	hs := b.handles.End()
 	b.srv.wake()
-	var err error
-	for _, h := range b.all() {
-		if e := h.Close(); e != nil && err == nil {
-			err = e
-		}
-	}
-	return err
+	return handles.Each(hs, handle.Close)
 }
 
 // Disconnect breaks the connection as a network does, for tests: what its
@@ -436,7 +381,7 @@ func (b *Broker) Close() error {
 func (b *Broker) Disconnect() {
 	b.cuts.Add(1)
 	b.srv.wake()
-	for _, h := range b.all() {
+	for _, h := range b.handles.All() {
 		if d, ok := h.(interface{ disconnect() }); ok {
 			d.disconnect()
 		}
@@ -460,12 +405,8 @@ func (h *Queue) stop(err error) {
 }
 
 func (h *Queue) drain(ctx context.Context) error {
-	for _, c := range h.all() {
-		if err := c.drain(ctx); err != nil {
-			return err
-		}
-	}
-	return h.gate.wait(ctx)
+	err := handles.Each(h.all(), func(c *Consumer) error { return c.drain(ctx) })
+	return errors.Join(err, h.gate.wait(ctx))
 }
 
 func (h *Queue) disconnect() {

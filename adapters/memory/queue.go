@@ -249,7 +249,7 @@ func (h *Queue) Close() error {
 	for c := range cs {
 		c.shut(broker.ErrClosed)
 	}
-	h.b.forget(h)
+	h.b.handles.Remove(h)
 	if h.onClose != nil {
 		return h.onClose()
 	}

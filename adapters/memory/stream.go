@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/queuestream/broker"
+	"github.com/queuestream/broker/internal/handles"
 )
 
 var _ broker.Stream = (*Stream)(nil)
@@ -44,7 +45,7 @@ func (b *Broker) openStream(ctx context.Context, name string, opts *broker.Strea
 			return nil, err
 		}
 	}
-	return h, b.keep(h)
+	return h, b.handles.Add(h)
 }
 
 // A Stream is one handle of a stream. It is safe for concurrent use.
@@ -345,7 +346,7 @@ func (h *Stream) Close() error {
 	for m := range ms {
 		m.shut()
 	}
-	h.b.forget(h)
+	h.b.handles.Remove(h)
 	return nil
 }
 
@@ -366,12 +367,7 @@ func (h *Stream) stop(err error) {
 }
 
 func (h *Stream) drain(ctx context.Context) error {
-	for _, m := range h.all() {
-		if err := m.drain(ctx); err != nil {
-			return err
-		}
-	}
-	return nil
+	return handles.Each(h.all(), func(m *GroupConsumer) error { return m.drain(ctx) })
 }
 
 func (h *Stream) disconnect() {

@@ -50,7 +50,7 @@ func (b *Broker) transactor(ctx context.Context, id string) (*Transactor, error)
 	}
 	b.srv.mu.Unlock()
 	t := &Transactor{b: b, p: p, id: id}
-	if err := b.keep(t); err != nil {
+	if err := b.handles.Add(t); err != nil {
 		return nil, err
 	}
 	p.mu.Lock()
@@ -139,7 +139,7 @@ func (t *Transactor) Close() error {
 		}
 	}
 	t.p.mu.Unlock()
-	t.b.forget(t)
+	t.b.handles.Remove(t)
 	t.b.srv.wake()
 	return nil
 }
