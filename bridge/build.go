@@ -90,7 +90,6 @@ func (s *Set) build(ctx context.Context, c *Config, r *RouteConfig, o Openers) (
 	}
 	rt := &Route{
 		Name: r.Name, Group: r.Source.Group, Start: start,
-		Map:    m.edit,
 		Poison: PoisonPolicy(r.Poison.Policy), Attempts: r.Poison.Attempts, TooLarge: SizePolicy(r.TooLarge.Policy),
 		Concurrency: r.Concurrency, Window: r.Window.Records, MaxAge: r.Window.Age,
 		BatchSameGroup: r.BatchSameGroup, RateLimit: r.RateLimit,
@@ -98,6 +97,9 @@ func (s *Set) build(ctx context.Context, c *Config, r *RouteConfig, o Openers) (
 	}
 	if m.filter != nil {
 		rt.Filter = m.keep
+	}
+	if m.edits() {
+		rt.Map = m.edit
 	}
 	if !m.group.isZero() {
 		rt.GroupFor = m.groupOf

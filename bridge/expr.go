@@ -186,6 +186,13 @@ func (m *mapper) groupOf(r *broker.Record) (string, error) {
 	return group, nil
 }
 
+// edits tells whether edit has anything to do. What expressions know of a record
+// costs a copy of it.
+func (m *mapper) edits() bool {
+	return !m.body.isZero() || !m.dedup.isZero() || !m.contentType.isZero() || !m.delay.isZero() ||
+		!m.priority.isZero() || len(m.headers) > 0 || len(m.drop) > 0
+}
+
 // edit sets the other fields of the task t that the configuration maps.
 func (m *mapper) edit(r *broker.Record, t *broker.Message) error {
 	env := newEnv(r)

@@ -166,10 +166,16 @@ func (rt *Route) task(r *broker.Record, q broker.Queue) (broker.Message, error) 
 		}
 		t.GroupID = group
 	}
-	if rt.Map != nil {
-		if err := rt.Map(r, &t); err != nil {
-			return t, &poison{err}
-		}
+	if rt.Map == nil {
+		return t, nil
+	}
+	return rt.mapped(r, t)
+}
+
+// mapped is on its own since a task that Map gets is allocated.
+func (rt *Route) mapped(r *broker.Record, t broker.Message) (broker.Message, error) {
+	if err := rt.Map(r, &t); err != nil {
+		return t, &poison{err}
 	}
 	return t, nil
 }

@@ -193,3 +193,21 @@ func TestLagWhileARouteBegins(t *testing.T) {
 	}
 	check(t, stop())
 }
+
+// A configuration that maps nothing costs no more than none: expressions get a
+// copy of each record.
+func TestNothingMappedCostsNothing(t *testing.T) {
+	for task, edits := range map[string]bool{
+		"{}": false, "{group: =key}": false, "{body: =value}": true, "{dedup: =key}": true, "{content_type: a/b}": true,
+		"{delay: 1s}": true, "{priority: 1}": true, "{headers: {a: b}}": true, "{drop_headers: [a]}": true,
+	} {
+		cfg, err := Load(fmt.Appendf(nil, `brokers: {m: "memory://x"}
+routes:
+  - {name: r, source: {broker: m, stream: s}, target: {broker: m, queue: q}, poison: {policy: skip}, task: %s}
+`, task), "bridge.yaml", nil)
+		check(t, err)
+		if m, problems := compileRoute(&cfg.Routes[0]); len(problems) > 0 || m.edits() != edits {
+			t.Errorf("%s: edits %v, %v", task, m.edits(), problems)
+		}
+	}
+}
