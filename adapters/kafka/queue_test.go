@@ -22,7 +22,7 @@ func queue(t testing.TB, b *kafka.Broker, cfg broker.QueueConfig) *kafka.Queue {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 		defer cancel()
 		if err := b.DeleteQueue(ctx, n); err != nil && !errors.Is(err, broker.ErrClosed) {
 			t.Errorf("deleting the queue: %v", err)

@@ -45,7 +45,8 @@ type Consumer struct {
 	delayed  delayed
 	timer    *time.Timer   // for what is due next
 	ready    chan struct{} // closed with the first assignment, or a refusal
-	tick     *time.Timer   // looks after what is held and not received
+	tick     *time.Timer   // looks after what is held
+	looks    time.Time     // when it does so next
 }
 
 type topicPartition struct {
@@ -96,6 +97,8 @@ const (
 	// no fetch that waits already, so that is how late it may be seen.
 	busyWait = 50 * time.Millisecond
 	idleWait = 500 * time.Millisecond
+	// mostAhead is the most that one Receive, or Prefetch, asks for at a time.
+	mostAhead = 1 << 20
 	// calmDown is what part of the time without work a fetch waits.
 	calmDown = 8
 )
@@ -109,7 +112,7 @@ func newConsumer(q *Queue, o *broker.ConsumerOptions) (*Consumer, error) {
 		return nil, broker.Invalid("%v", err)
 	}
 	c := &Consumer{
-		q: q, client: client, prefetch: o.Prefetch, lease: o.Lease, lock: q.lock,
+		q: q, client: client, prefetch: min(o.Prefetch, mostAhead), lease: o.Lease, lock: q.lock,
 		inbox: broker.NewInbox(nil), ready: make(chan struct{}), since: time.Now(),
 		locks: map[uint64]*shareLock{}, nodes: map[int32]*shareNode{}, parts: map[topicPartition]*sharePart{},
 	}
@@ -140,7 +143,7 @@ func (c *Consumer) Receive(ctx context.Context, max int) ([]*broker.Delivery, er
 	for {
 		wanted := 0
 		if max > 0 && ctx.Err() == nil {
-			wanted = max
+			wanted = min(max, mostAhead)
 			c.want(ctx, wanted)
 		}
 		ds, err := c.inbox.Receive(ctx, max)
@@ -180,20 +183,37 @@ func (c *Consumer) hand(ds []*broker.Delivery, wanted int) []*broker.Delivery {
 	out := ds[:0]
 	for _, d := range ds {
 		l := c.locks[d.Token()]
-		if l == nil || c.q.b.begin() != nil {
+		switch {
+		case l == nil:
+			continue
+		case !l.locked.After(now): // another consumer may have it by now
+			c.lose(l)
+			continue
+		case c.q.b.begin() != nil:
 			continue
 		}
 		c.unstock(l)
 		l.handed = true
 		l.node.handed++
-		d.SetLease(c.leaseFrom(now, c.lease, l))
+		lease := c.leaseFrom(now, c.lease, l)
+		d.SetLease(lease)
+		c.lookAt(lease)
+		c.lookAt(l.locked.Add(-c.lock / 2))
 		out = append(out, d)
 	}
 	if len(ds) > 0 {
-		c.tick.Reset(0)
 		c.wakeAll()
 	}
 	return out
+}
+
+// lookAt makes tend look after what is held at t, unless it does so before.
+// c.mu is held.
+func (c *Consumer) lookAt(t time.Time) {
+	if !c.closed && t.Before(c.looks) {
+		c.looks = t
+		c.tick.Reset(max(0, time.Until(t)))
+	}
 }
 
 // unstock notes that a delivery does not lie ready any more. c.mu is held.
@@ -271,6 +291,7 @@ func (c *Consumer) arrived(part *sharePart, node *shareNode, r *kgo.Record, l *s
 		c.stock++
 		out.ready = append(out.ready, d)
 	}
+	c.lookAt(lease.Add(-c.lock / 2))
 }
 
 // A sorting is what becomes of the records of one fetch.
@@ -408,7 +429,9 @@ func (c *Consumer) tend() {
 	if c.inbox.Ready() > 0 {
 		next = min(next, unwantedAfter)
 	}
-	c.tick.Reset(max(tendLeast, next))
+	next = max(tendLeast, next)
+	c.looks = now.Add(next)
+	c.tick.Reset(next)
 	c.mu.Unlock()
 	c.deal(&out)
 	if unwanted && c.inbox.Ready() > 0 {

@@ -72,9 +72,8 @@ func (op *ackOp) complete(err error) {
 // maxAcks bounds the operations of one request.
 const maxAcks = 5000
 
-// takeAcks takes what fits into the next request: an offset once, renewals
-// apart from the rest, and of a partition whose request was refused one part.
-// c.mu is held.
+// takeAcks takes what fits into the next request: an offset once, and of a
+// partition whose request was refused one part. c.mu is held.
 func (n *shareNode) takeAcks() []*ackOp {
 	var out []*ackOp
 	if len(n.splits) > 0 {
@@ -105,7 +104,7 @@ func (n *shareNode) takeAcks() []*ackOp {
 	return out
 }
 
-// failAll completes what waits, and what was sent, with a lost lease. c.mu is held.
+// failAll completes what waits with a lost lease. c.mu is held.
 func (n *shareNode) failAll(cause error) {
 	for _, op := range n.acks {
 		op.complete(lost(cause))
@@ -162,6 +161,7 @@ func (n *shareNode) acknowledge(ctx context.Context, ops []*ackOp) error {
 	}
 	n.c.mu.Lock()
 	defer n.c.mu.Unlock()
+	n.c.told(resp.AcquisitionLockTimeoutMillis)
 	n.appliedAll(ops, codes)
 	return nil
 }
@@ -223,7 +223,7 @@ func (n *shareNode) finish(op *ackOp, err error) {
 			l.d.SetLease(l.locked)
 		case op.call != nil: // the program asked
 			l.d.SetLease(n.c.leaseFrom(op.at, op.lease, l))
-			n.c.tick.Reset(0)
+			n.c.lookAt(l.d.LeaseExpires())
 		}
 	default:
 		n.c.forget(l)

@@ -111,7 +111,8 @@ func (n *shareNode) wait() time.Duration {
 	if n.handed > 0 {
 		return handedWait
 	}
-	wait := min(idleWait, max(busyWait, time.Since(n.c.busy)/calmDown))
+	// What comes has been held for up to as long already.
+	wait := min(idleWait, n.c.lock/4, max(busyWait, time.Since(n.c.busy)/calmDown))
 	if n.c.prefetch == 0 {
 		// A fetch cannot be called off: the broker would acquire for it all the
 		// same. So it ends with the last Receive that waits, if that can be known.
@@ -119,7 +120,7 @@ func (n *shareNode) wait() time.Duration {
 	}
 	for _, l := range n.c.locks {
 		if l.node == n {
-			wait = min(wait, n.c.lock/4, heldWait)
+			wait = min(wait, heldWait)
 			break
 		}
 	}
@@ -129,6 +130,7 @@ func (n *shareNode) wait() time.Duration {
 // fetch asks for records and hands on what came, after the results of the
 // acknowledgements that it carries.
 func (n *shareNode) fetch(ctx context.Context, req *kmsg.ShareFetchRequest, ops []*ackOp) error {
+	asked := time.Now()
 	kresp, err := n.request(ctx, req)
 	if err != nil {
 		n.completeAll(ops, broker.UnknownOutcome(err))
@@ -145,10 +147,10 @@ func (n *shareNode) fetch(ctx context.Context, req *kmsg.ShareFetchRequest, ops 
 	var out sorting
 	var errs []error
 	n.c.mu.Lock()
-	if ms := resp.AcquisitionLockTimeoutMillis; ms > 0 {
-		n.c.lock = time.Duration(ms) * time.Millisecond
-	}
-	lease := time.Now().Add(n.c.lock)
+	n.c.told(resp.AcquisitionLockTimeoutMillis)
+	// The broker's locks began at some time after the question: from when the
+	// answer came they might be counted too long.
+	lease := asked.Add(n.c.lock)
 	if len(ops) > 0 {
 		n.appliedAll(ops, fetchCodes(resp))
 	}
@@ -169,6 +171,9 @@ func (n *shareNode) fetch(ctx context.Context, req *kmsg.ShareFetchRequest, ops 
 			}
 		}
 	}
+	if len(out.ready) > 0 && n.c.wanted == 0 {
+		n.c.lookAt(time.Now().Add(unwantedAfter))
+	}
 	n.c.setTimer()
 	n.c.mu.Unlock()
 	n.c.deal(&out)
@@ -176,6 +181,13 @@ func (n *shareNode) fetch(ctx context.Context, req *kmsg.ShareFetchRequest, ops 
 		n.c.refuse(nil)
 	}
 	return errors.Join(errs...)
+}
+
+// told takes how long the broker's locks last by now. c.mu is held.
+func (c *Consumer) told(lockMillis int32) {
+	if lockMillis > 0 {
+		c.lock = time.Duration(lockMillis) * time.Millisecond
+	}
 }
 
 // fetchCodes returns what became of the acknowledgements that a fetch carried.
@@ -195,8 +207,8 @@ func (n *shareNode) takePartition(topic [16]byte, rp *kmsg.ShareFetchResponseTop
 	part := n.c.parts[topicPartition{topic, rp.Partition}]
 	if err := kerr.ErrorForCode(rp.ErrorCode); err != nil {
 		if part != nil && part.node == n && !isUnauthorized(classify(err)) {
-			n.c.moved(part) // the next heartbeat finds its leader
-			delete(n.sent, part.key)
+			n.c.moved(part) // and the next fetch takes it out of the session
+			n.c.member.lookAgain()
 		}
 		return fmt.Errorf("partition %d: %w", rp.Partition, err)
 	}

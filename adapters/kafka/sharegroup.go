@@ -22,6 +22,8 @@ type shareMember struct {
 	interval time.Duration
 	eager    int // quick heartbeats left, until there is an assignment
 	assigned map[[16]byte][]int32
+	looked   time.Time     // when the partitions' leaders were read last; zero: they are to be read
+	again    chan struct{} // a token while the leaders are to be read before the next heartbeat is due
 }
 
 const (
@@ -30,7 +32,15 @@ const (
 )
 
 func newShareMember(c *Consumer) *shareMember {
-	return &shareMember{c: c, id: broker.NewID(), eager: eagerHeartbeats, interval: eagerInterval}
+	return &shareMember{c: c, id: broker.NewID(), eager: eagerHeartbeats, interval: eagerInterval, again: make(chan struct{}, 1)}
+}
+
+// lookAgain makes the member read soon who leads the partitions.
+func (m *shareMember) lookAgain() {
+	select {
+	case m.again <- struct{}{}:
+	default:
+	}
 }
 
 func (m *shareMember) names() []string {
@@ -55,6 +65,9 @@ func (m *shareMember) run(ctx context.Context) {
 				m.eager--
 				pause = min(pause, eagerInterval)
 			}
+			if m.looked.IsZero() { // a partition has no leader, as far as known
+				pause = min(pause, eagerInterval)
+			}
 		case ctx.Err() != nil:
 			return
 		case errors.Is(err, kerr.UnknownMemberID), errors.Is(err, kerr.FencedMemberEpoch), errors.Is(err, kerr.GroupIDNotFound):
@@ -71,11 +84,26 @@ func (m *shareMember) run(ctx context.Context) {
 			pause = wait
 			wait = min(2*wait, 2*time.Second)
 		}
-		if sleep(ctx, pause) != nil {
+		if !m.pause(ctx, pause) {
 			break
 		}
 	}
 	m.leave()
+}
+
+// pause waits until the next heartbeat is due, or the leaders are to be read
+// again. It reports false at the end of ctx.
+func (m *shareMember) pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-m.again:
+		m.looked = time.Time{}
+		return sleep(ctx, min(d, eagerInterval)) == nil
+	case <-ctx.Done():
+	}
+	return ctx.Err() == nil
 }
 
 func (m *shareMember) heartbeat(ctx context.Context) error {
@@ -105,9 +133,18 @@ func (m *shareMember) heartbeat(ctx context.Context) error {
 		for _, t := range resp.Assignment.TopicPartitions {
 			m.assigned[t.TopicID] = t.Partitions
 		}
+		m.looked = time.Time{}
 	}
-	// Every heartbeat looks again after partitions whose leader is not known.
-	return m.c.assign(ctx, m.assigned, resp.Assignment != nil)
+	// Leaders move, and partitions are added of which the group assigns this
+	// member none, so it looks now and then without being told.
+	if time.Since(m.looked) < growthAge {
+		return nil
+	}
+	complete, err := m.c.assign(ctx, len(m.assigned) > 0)
+	if complete {
+		m.looked = time.Now()
+	}
+	return err
 }
 
 func (m *shareMember) leave() {
@@ -123,32 +160,28 @@ func (m *shareMember) leave() {
 	}
 }
 
-// assign takes what the member is assigned by now: it finds the leaders, and
-// tells each one's session what to fetch.
-func (c *Consumer) assign(ctx context.Context, assigned map[[16]byte][]int32, changed bool) error {
-	c.mu.Lock()
-	missing := changed
-	for _, p := range c.parts {
-		missing = missing || p.node == nil
-	}
-	c.mu.Unlock()
-	if !missing {
-		return nil
-	}
+// assign finds the partitions' leaders, and tells each one's session what to
+// fetch: nothing before the group has taken the queue up. It reports whether
+// every partition has a leader.
+func (c *Consumer) assign(ctx context.Context, taken bool) (complete bool, err error) {
 	details, err := c.q.b.admin.ListTopics(ctx, c.member.names()...)
 	if err != nil {
-		return authError(err)
+		return false, authError(err)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
-		return nil
+		return true, nil
 	}
+	complete = true
 	wanted := map[topicPartition]bool{}
 	for _, d := range details {
 		if d.Err != nil {
 			if d.Topic == c.q.name {
 				err = d.Err
+			}
+			for key, part := range c.parts { // as it was, for as long as nothing better is known
+				wanted[key] = wanted[key] || part.name == d.Topic
 			}
 			continue
 		}
@@ -158,7 +191,7 @@ func (c *Consumer) assign(ctx context.Context, assigned map[[16]byte][]int32, ch
 		// of the group, so every member fetches all of them, as soon as the
 		// first assignment shows that the group has taken them up.
 		for p := range d.Partitions {
-			if len(assigned) == 0 {
+			if !taken {
 				break
 			}
 			key := topicPartition{d.ID, p}
@@ -173,6 +206,7 @@ func (c *Consumer) assign(ctx context.Context, assigned map[[16]byte][]int32, ch
 				c.moved(part)
 				part.node = c.node(leader)
 			}
+			complete = complete && part.node != nil
 		}
 	}
 	for key, part := range c.parts {
@@ -193,7 +227,7 @@ func (c *Consumer) assign(ctx context.Context, assigned map[[16]byte][]int32, ch
 		c.begun()
 	}
 	c.wakeAll()
-	return err
+	return complete, err
 }
 
 // moved deals with a partition whose leader is another one: what the old one
@@ -212,6 +246,7 @@ func (c *Consumer) fenced() {
 	defer c.mu.Unlock()
 	for _, n := range c.nodes {
 		n.reset(errFencedMember)
+		n.assigned = 0
 	}
 	clear(c.parts)
 }

@@ -107,6 +107,7 @@ func (n *shareNode) request(ctx context.Context, req kmsg.Request) (kmsg.Respons
 		n.c.mu.Lock()
 		n.reset(fmt.Errorf("the connection was lost: %w", err))
 		n.c.mu.Unlock()
+		n.c.member.lookAgain() // its partitions may have other leaders by now
 		return nil, err
 	}
 	return resp, nil
