@@ -202,6 +202,7 @@ type PartitionLag struct {
 	HasCommit bool
 	Next      Offset // the end of the log for this reader
 	Lag       int64  // records between the two; an upper bound where the capability ExactLag is missing
+	Exact     bool   // Lag is exact in this answer, though the capability ExactLag may be missing
 }
 
 // A Range is what [Stream].Read reads.

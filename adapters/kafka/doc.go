@@ -12,7 +12,9 @@
 // believes in, so the broker refuses that of a former owner. A stored position
 // that retention has overtaken goes on at the oldest record. A commit of a
 // transaction becomes visible to readers a moment after it has returned.
-// Lag is exact within 1 MiB behind the commit, and an upper bound beyond.
+// Lag counts up to 16 MiB of what lies behind the commits, and is exact there,
+// markers and compaction taken into account; beyond, which PartitionLag.Exact
+// tells, it is an upper bound.
 // Kafka's null header value becomes an empty one.
 //
 // A topic that is deleted, or replaced by a new one of its name, ends its

@@ -2,15 +2,20 @@ package kafka
 
 import (
 	"context"
+	"slices"
 
 	"github.com/queuestream/broker"
 )
 
+// lagBytes bounds what one call of Lag fetches, give or take one fetch.
+const lagBytes = 16 << 20
+
 // Lag does what broker.Stream promises. Between a commit and the end lie also
-// transaction markers, aborted records and what compaction has removed. Lag
-// fetches up to 1 MiB behind each commit and counts only records there; what
-// lies beyond counts by its offsets. So a group that is nearly up to date
-// gets the exact number, and any other an upper bound.
+// transaction markers, aborted records and what compaction has removed, and
+// Kafka knows no number but offsets. So Lag fetches what lies behind the
+// commits, up to 16 MiB in all, and counts its records; what lies beyond
+// counts by its offsets. Exact tells of each partition whether it was counted
+// to its end: a group that is nearly up to date always is.
 func (s *Stream) Lag(ctx context.Context, group string) ([]broker.PartitionLag, error) {
 	out, err := s.lag(ctx, group)
 	return out, fail("lag", s.topic.name, err)
@@ -46,7 +51,7 @@ func (s *Stream) lag(ctx context.Context, group string) ([]broker.PartitionLag, 
 			from = max(from, c.offset)
 		}
 		l.Lag = max(0, next[p]-from)
-		if l.Lag > 0 {
+		if l.Exact = l.Lag == 0; !l.Exact {
 			spans = append(spans, &span{p, from, next[p]})
 		}
 		out = append(out, l)
@@ -54,33 +59,38 @@ func (s *Stream) lag(ctx context.Context, group string) ([]broker.PartitionLag, 
 	return out, s.countRecords(ctx, out, spans, committedOnly)
 }
 
-// countRecords replaces distances by numbers of records, as far as one fetch shows.
+// countRecords replaces distances by numbers of records, as far as lagBytes go.
 func (s *Stream) countRecords(ctx context.Context, lags []broker.PartitionLag, spans []*span, committed bool) error {
-	if len(spans) == 0 {
-		return nil
-	}
 	f := &fetcher{s: s, committed: committed}
-	records, err := f.round(ctx, spans)
-	if err != nil {
+	counts := map[int32]int64{}
+	left := slices.Clone(spans)
+	for moves := true; moves && len(left) > 0 && f.bytes.Load() < lagBytes; {
+		before := distance(left)
+		records, err := f.round(ctx, left)
 		if ce := broker.ContextError(ctx); ce != nil {
 			return ce
 		}
-		if !passing(err) && !isOutOfRange(err) {
+		if err != nil && !passing(err) && !isOutOfRange(err) {
 			return err
 		}
+		for _, r := range records {
+			counts[r.Partition]++
+		}
+		moves = err == nil && distance(left) < before
+		left = slices.DeleteFunc(left, func(s *span) bool { return s.next >= s.until })
 	}
 	for _, sp := range spans {
-		n := max(0, sp.until-sp.next)
-		for _, r := range records {
-			if r.Partition == sp.partition {
-				n++
-			}
-		}
-		for i := range lags {
-			if lags[i].Partition == sp.partition {
-				lags[i].Lag = n
-			}
-		}
+		i := slices.IndexFunc(lags, func(l broker.PartitionLag) bool { return l.Partition == sp.partition })
+		beyond := max(0, sp.until-sp.next)
+		lags[i].Lag, lags[i].Exact = counts[sp.partition]+beyond, beyond == 0
 	}
 	return nil
+}
+
+// distance returns the sum of the offsets that are left of spans.
+func distance(spans []*span) (n int64) {
+	for _, s := range spans {
+		n += max(0, s.until-s.next)
+	}
+	return n
 }

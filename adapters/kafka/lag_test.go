@@ -9,6 +9,7 @@ import (
 	"github.com/queuestream/broker/adapters/kafka"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
@@ -85,6 +86,112 @@ func TestLagWaitsForTransactions(t *testing.T) {
 		}
 		if lag := <-lags; len(lag) != 1 || lag[0].Committed != broker.NewOffset(3) {
 			t.Errorf("lag %+v after the transaction, want it behind offset 3", lag)
+		}
+	})
+}
+
+// Behind a commit, and between transactions, lie markers and aborted records,
+// which nobody is behind by.
+func TestLagOfTransactions(t *testing.T) {
+	onBrokers(t, func(t *testing.T, o *kafka.Options) {
+		ctx := testContext(t)
+		b := open(t, o)
+		s := declare(t, b, broker.StreamConfig{Partitions: 1})
+		x := transactor(t, b, name(t))
+		for i := range 20 {
+			tx := begin(t, x)
+			if err := tx.Publish(ctx, s, texts(10)...); err != nil {
+				t.Fatal(err)
+			}
+			end := tx.Commit
+			if i%2 == 1 {
+				end = tx.Rollback
+			}
+			if err := end(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
+		eventually(t, "what is committed", func() bool { return len(values(t, s, true)) == 100 })
+		c := member(t, s, s.Name(), &broker.GroupOptions{ReadCommitted: true})
+		rs := receive(t, c, 100)
+		for _, done := range []int{1, 10, 55, 100} {
+			if err := c.Commit(ctx, rs[:done]...); err != nil {
+				t.Fatal(err)
+			}
+			lag, err := s.Lag(ctx, s.Name())
+			if err != nil || lag[0].Lag != int64(100-done) || !lag[0].Exact {
+				t.Errorf("lag %+v and %v behind %d of 100 records", lag, err, done)
+			}
+		}
+	})
+}
+
+// What compaction has removed nobody is behind by.
+func TestLagOfACompactedStream(t *testing.T) {
+	t.Parallel()
+	t.Run("fake", func(t *testing.T) {
+		t.Parallel()
+		cluster := fake(t, kfake.BrokerConfigs(map[string]string{"log.cleaner.backoff.ms": "100"}))
+		lagOfACompactedStream(t, &kafka.Options{Brokers: cluster.ListenAddrs()})
+	})
+	t.Run("real", func(t *testing.T) {
+		t.Parallel()
+		lagOfACompactedStream(t, realOptions(t))
+	})
+}
+
+func lagOfACompactedStream(t *testing.T, o *kafka.Options) {
+	ctx := testContext(t)
+	s := declare(t, open(t, o), broker.StreamConfig{Partitions: 1, Compact: true, Options: map[string]string{
+		"segment.ms": "100", "min.cleanable.dirty.ratio": "0.01", "max.compaction.lag.ms": "100",
+	}})
+	sent := int64(0)
+	publishMore := func() {
+		publish(t, s, 30) // of 29 keys
+		sent += 30
+	}
+	for range 10 {
+		publishMore()
+	}
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	eventually(t, "the exact number of the records that are left", func() bool {
+		select {
+		case <-tick.C: // the segment being written is spared: the next one has to begin
+			publishMore()
+		default:
+		}
+		left := int64(len(values(t, s, false)))
+		lag, err := s.Lag(ctx, "nobody-"+s.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		next, _ := lag[0].Next.Int64()
+		return left < sent/2 && lag[0].Lag == left && lag[0].Exact && next == sent
+	})
+}
+
+// Of what is too much to count, Lag says so, and nobody is behind by more.
+func TestLagOfALongWay(t *testing.T) {
+	onBrokers(t, func(t *testing.T, o *kafka.Options) {
+		ctx := testContext(t)
+		own := *o
+		own.Compression = "none"
+		b := open(t, &own)
+		s := declare(t, b, broker.StreamConfig{Partitions: 2})
+		rs := make([]broker.Record, 44)
+		for i := range rs {
+			rs[i] = broker.Record{Pin: true, Value: make([]byte, 500_000)}
+		}
+		for i := range 4 {
+			rs[i] = broker.Record{Pin: true, Partition: 1, Value: []byte("x")}
+		}
+		if _, err := s.PublishBatch(ctx, rs); err != nil {
+			t.Fatal(err)
+		}
+		lag, err := s.Lag(ctx, "nobody-"+s.Name())
+		if err != nil || lag[0].Lag != 40 || lag[0].Exact || lag[1].Lag != 4 || !lag[1].Exact {
+			t.Errorf("lag %+v and %v, want 40 at most and 4", lag, err)
 		}
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"iter"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/queuestream/broker"
@@ -129,6 +130,7 @@ type fetcher struct {
 	committed bool
 	leaders   map[int32]int32
 	id        [16]byte
+	bytes     atomic.Int64 // fetched so far
 }
 
 const (
@@ -275,6 +277,7 @@ func (f *fetcher) fetch(ctx context.Context, leader int32, spans []*span) ([]*br
 			if k < 0 {
 				continue
 			}
+			f.bytes.Add(int64(len(rp.RecordBatches)))
 			fp, next := kgo.ProcessFetchPartition(kgo.ProcessFetchPartitionOpts{
 				Offset: spans[k].next, IsolationLevel: isolation, Topic: f.s.topic.name, Partition: rp.Partition, Pools: []kgo.Pool{&slabs},
 			}, rp, kgo.DefaultDecompressor(), nil)
