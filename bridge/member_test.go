@@ -24,6 +24,7 @@ import (
 	"github.com/queuestream/broker"
 	"github.com/queuestream/broker/adapters/kafka"
 	"github.com/queuestream/broker/adapters/sqs"
+	"github.com/queuestream/broker/internal/bridgetest"
 )
 
 // A member is a process of the bridge in TestRealFaults: this test binary,
@@ -79,7 +80,7 @@ func runMember(orders []byte) (err error) {
 			err = nil
 		}
 	}()
-	go m.endWithParent()
+	go bridgetest.EndWithParent()
 	// A killed member's partitions are free once its session has ended.
 	o, err := kafka.ParseURL(m.Kafka)
 	if err != nil {
@@ -129,14 +130,6 @@ func runMember(orders []byte) (err error) {
 	}
 	go m.report(ctx, rt)
 	return rt.Run(ctx)
-}
-
-// endWithParent ends the process when its parent has: that holds the other end
-// of stdin.
-func (m *member) endWithParent() {
-	_, err := io.Copy(io.Discard, os.Stdin)
-	fmt.Fprintln(os.Stderr, "member: the test is gone", err)
-	os.Exit(3)
 }
 
 // report says each second how far the member is, for the log of a failed test.

@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -25,36 +24,15 @@ import (
 	"github.com/queuestream/broker/adapters/memory"
 	"github.com/queuestream/broker/adapters/sqs"
 	"github.com/queuestream/broker/bridge"
+	"github.com/queuestream/broker/internal/bridgetest"
 )
 
 func TestMain(m *testing.M) {
 	if os.Getenv(mainEnv) != "" {
-		go func() { // ends with the test, which holds the other end of stdin
-			_, err := io.Copy(io.Discard, os.Stdin)
-			fmt.Fprintln(os.Stderr, "the test is gone", err)
-			os.Exit(100)
-		}()
+		go bridgetest.EndWithParent()
 		main()
 	}
 	goleak.VerifyTestMain(m)
-}
-
-// A buffer may be written and read at once.
-type buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
 }
 
 // A shared broker stays open when the worker closes it.
@@ -71,7 +49,7 @@ type bench struct {
 	stream         broker.Stream
 	config         string
 	admin, listen  string
-	stdout, stderr buffer
+	stdout, stderr bridgetest.Output
 }
 
 func newBench(t *testing.T, n int, more string) *bench {
