@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 )
 
@@ -35,7 +36,8 @@ type Dir struct{ Path string }
 
 var _ Store = Dir{}
 
-// Put writes a temporary file, syncs it and renames it.
+// Put writes a temporary file, syncs it, renames it, and syncs the directories
+// that lead to it.
 func (d Dir) Put(ctx context.Context, key string, body []byte) (err error) {
 	name, err := d.name(ctx, key)
 	if err != nil {
@@ -60,7 +62,32 @@ func (d Dir) Put(ctx context.Context, key string, body []byte) (err error) {
 	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	return os.Rename(f.Name(), name)
+	if err := os.Rename(f.Name(), name); err != nil {
+		return err
+	}
+	return d.syncPath(name)
+}
+
+// syncPath makes the names of a file and of the directories that lead to it
+// durable.
+func (d Dir) syncPath(name string) error {
+	for dir, root := filepath.Dir(name), filepath.Clean(d.Path); ; dir = filepath.Dir(dir) {
+		if err := syncDir(dir); err != nil || dir == root {
+			return err
+		}
+	}
+}
+
+// syncDir makes the names in a directory durable, where one has to ask for it.
+func syncDir(name string) error {
+	if runtime.GOOS == "windows" {
+		return nil
+	}
+	d, err := os.Open(name) //nolint:gosec // a directory of the store
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
 
 // Get reads the file.
