@@ -27,6 +27,7 @@ func TestRefusalsAreTypedAndFinal(t *testing.T) {
 		"InvalidMessageContents":      broker.ErrInvalid,
 		"UnsupportedOperation":        broker.ErrUnsupported,
 		"SomethingNobodyHasHeard":     broker.ErrInvalid,
+		"FilterPolicyLimitExceeded":   broker.ErrUnsupported,
 		"AuthorizationError":          broker.ErrUnauthorized,
 		"IncompleteSignature":         broker.ErrUnauthorized,
 		"MissingParameter":            broker.ErrInvalid,

@@ -84,6 +84,10 @@ var codes = map[string]failure{
 	"InvalidAction":             {kind: broker.ErrUnsupported},
 	"UnknownOperationException": {kind: broker.ErrUnsupported},
 	"UnsupportedOperation":      {kind: broker.ErrUnsupported},
+	"FilterPolicyLimitExceeded": {kind: broker.ErrUnsupported}, // quotas, with status 403
+	"SubscriptionLimitExceeded": {kind: broker.ErrUnsupported},
+	"TagLimitExceeded":          {kind: broker.ErrUnsupported},
+	"TopicLimitExceeded":        {kind: broker.ErrUnsupported},
 	"BatchRequestTooLong":       {kind: broker.ErrTooLarge},
 
 	"ReceiptHandleIsInvalid": {kind: broker.ErrLeaseLost},
@@ -94,6 +98,7 @@ var codes = map[string]failure{
 	"InternalServerError":       {kind: broker.ErrUnavailable, retry: true, maybe: true},
 	"RequestTimeout":            {kind: broker.ErrUnavailable, retry: true, maybe: true},
 	"RequestTimeoutException":   {kind: broker.ErrUnavailable, retry: true, maybe: true},
+	"ConcurrentAccess":          {kind: broker.ErrUnavailable, retry: true}, // to a topic's tags
 	"PurgeQueueInProgress":      {kind: broker.ErrUnavailable},
 	"OverLimit":                 {kind: broker.ErrUnavailable, retry: true},
 	"QueueDeletedRecently":      {kind: broker.ErrUnavailable, retry: true},
