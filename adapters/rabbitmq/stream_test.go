@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	amqp "github.com/rabbitmq/amqp091-go"
+
 	"github.com/queuestream/broker"
 	"github.com/queuestream/broker/adapters/rabbitmq/internal/streamwire"
 )
@@ -390,5 +392,41 @@ func TestStreamUnreadable(t *testing.T) {
 	}
 	if !slices.Equal(got, []string{"before", "behind"}) {
 		t.Errorf("received %q", got)
+	}
+}
+
+// TestStreamCredentialsRefreshed: connections get new secrets and stay.
+func TestStreamCredentialsRefreshed(t *testing.T) {
+	t.Parallel()
+	asked := make(chan struct{}, 1000)
+	b := testBroker(t, func(o *Options) {
+		streamOptions(o)
+		uri, err := amqp.ParseURI(o.URLs[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		o.RefreshCredentials = 50 * time.Millisecond
+		o.Credentials = func(context.Context) (user, password string, err error) {
+			asked <- struct{}{}
+			return uri.Username, uri.Password, nil
+		}
+	})
+	s := testStream(t, b, broker.StreamConfig{})
+	k, err := b.streams.conn(testContext(t), roleControl, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 30 {
+		<-asked
+	}
+	publishTo(t, s, 0, "fresh")
+	if err := k.Err(); err != nil {
+		t.Errorf("the first connection: %v", err)
+	}
+	if err := k.Authenticate(testContext(t), "guest", "not the password"); !errors.Is(err, streamwire.ErrAuthenticationFailure) && !errors.Is(err, streamwire.ErrClosed) {
+		t.Errorf("a wrong secret: %v", err)
+	}
+	if again, err := b.streams.conn(testContext(t), rolePublish, ""); err != nil || again.Err() != nil {
+		t.Errorf("%v", err)
 	}
 }

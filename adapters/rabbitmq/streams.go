@@ -228,10 +228,36 @@ func (s *streams) dialAddress(ctx context.Context, role, address string, u *url.
 		socket = secure
 	}
 	c, err := streamwire.Open(ctx, newPipe(socket), cfg)
-	if err != nil && ctx.Err() != nil {
+	switch {
+	case err != nil && ctx.Err() != nil:
 		err = unavailable(ctx, err)
+	case err == nil && o.Credentials != nil && o.RefreshCredentials > 0:
+		go s.refresh(c)
 	}
 	return c, err
+}
+
+// refresh gives a connection a new secret now and then, until it is gone.
+func (s *streams) refresh(c *streamwire.Conn) {
+	o := s.b.o
+	t := time.NewTicker(o.RefreshCredentials)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+		case <-c.Done():
+			return
+		}
+		ctx, cancel := context.WithTimeout(s.ctx, o.DialTimeout)
+		user, secret, err := o.Credentials(ctx)
+		if err == nil {
+			err = c.Authenticate(ctx, user, secret)
+		}
+		cancel()
+		if err != nil && c.Err() == nil {
+			o.Logger.Warn("refreshing credentials failed", "adapter", adapterName, "connection", "stream", "error", err)
+		}
+	}
 }
 
 // streamVHost returns the virtual host of a stream URL.

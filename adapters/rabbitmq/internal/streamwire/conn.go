@@ -82,10 +82,7 @@ func (k *Conn) handshake(ctx context.Context, cfg Config) error {
 	if _, err = k.call(ctx, keySASLHandshake, nil); err != nil {
 		return err
 	}
-	_, err = k.call(ctx, keySASLAuthenticate, func(f frame) frame {
-		return f.str("PLAIN").bytes([]byte("\x00" + cfg.User + "\x00" + cfg.Password))
-	})
-	if err != nil {
+	if err = k.Authenticate(ctx, cfg.User, cfg.Password); err != nil {
 		return err
 	}
 	select {
@@ -111,6 +108,15 @@ func (k *Conn) handshake(ctx context.Context, cfg Config) error {
 		k.advertised = net.JoinHostPort(props["advertised_host"], props["advertised_port"])
 	}
 	return r.err()
+}
+
+// Authenticate says who connects. On an open connection it replaces the user's
+// password, a token that expires, as RabbitMQ 3.13 and later allow.
+func (k *Conn) Authenticate(ctx context.Context, user, password string) error {
+	_, err := k.call(ctx, keySASLAuthenticate, func(f frame) frame {
+		return f.str("PLAIN").bytes([]byte("\x00" + user + "\x00" + password))
+	})
+	return err
 }
 
 // lower returns the smaller limit, where 0 is none.
