@@ -22,6 +22,9 @@ const (
 	argShards      = "x-broker-shards"
 )
 
+// argDeliveryLimit is the broker's own limit of attempts.
+const argDeliveryLimit = "x-delivery-limit"
+
 // temporaryExpires is how long a temporary queue outlives its last use.
 const temporaryExpires = 5 * time.Minute
 
@@ -67,6 +70,11 @@ func (b *Broker) declareQueue(ctx context.Context, name string, cfg broker.Queue
 		}
 		return declareShardExchange(ch, info)
 	})
+	_, own := cfg.Options[argDeliveryLimit]
+	if errors.Is(err, broker.ErrConflict) && !own && strings.Contains(err.Error(), argDeliveryLimit) {
+		return fmt.Errorf("%w (a queue made by RabbitMQ 3.13, or by others, has the broker's limit: leave the argument out "+
+			"with Options[%q] = \"\", and set the policy delivery-limit to -1)", err, argDeliveryLimit)
+	}
 	if err != nil {
 		return err
 	}
@@ -169,10 +177,13 @@ func queueArguments(name string, cfg broker.QueueConfig, version func() (major, 
 		// changed in 4.3 (see acker), the argument did not.
 		// https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling
 		if major, _ := version(); major >= 4 {
-			if _, set := args["x-delivery-limit"]; !set {
-				args["x-delivery-limit"] = int64(-1)
+			if _, set := args[argDeliveryLimit]; !set {
+				args[argDeliveryLimit] = int64(-1)
 			}
 		}
+	}
+	if args[argDeliveryLimit] == "" {
+		delete(args, argDeliveryLimit)
 	}
 	if cfg.Ordered {
 		info.shards = cfg.Shards

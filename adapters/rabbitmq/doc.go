@@ -94,4 +94,10 @@
 //
 // Keys that begin with "x-" are passed on as queue arguments: "true" and
 // "false" as booleans, digits as integers, the rest as text.
+//
+// From RabbitMQ 4.0 on, quorum queues are declared with "x-delivery-limit" -1,
+// since the broker's own limit, 20 by default, drops or dead-letters behind this
+// package's back. A queue made by 3.13, or by others, has no such argument, and
+// declaring it with one is [broker.ErrConflict]: "x-delivery-limit" set to ""
+// leaves it out; then the policy delivery-limit should be -1.
 package rabbitmq

@@ -3,7 +3,7 @@ package rabbitmq
 import (
 	"context"
 	"crypto/tls"
-	"fmt"
+	"errors"
 	"log/slog"
 	"net"
 	"net/url"
@@ -152,9 +152,13 @@ func def[T comparable](v *T, d T) {
 	}
 }
 
-// redact keeps the password of a URL out of an error's text.
+// redact keeps the password of a URL out of an error's text. What net/url says
+// shows the URL, or a part of it, quoted.
 func redact(err error, u string) error {
-	return fmt.Errorf("%s", strings.ReplaceAll(err.Error(), u, "the URL"))
+	if _, ok := errors.AsType[*url.Error](err); ok {
+		return errors.New("malformed URL; what is reserved must be percent-encoded in a user name or password")
+	}
+	return errors.New(strings.ReplaceAll(err.Error(), u, "the URL"))
 }
 
 // OpenURL is Open with one endpoint and the default options. The query of

@@ -4,8 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/queuestream/broker"
 )
@@ -209,5 +212,31 @@ func TestExpiredToOrdered(t *testing.T) {
 		}
 		delete(want, string(d.Body))
 		ack(t, d)
+	}
+}
+
+// TestQueueOfAnOlderBroker has no delivery limit in its arguments: the conflict
+// says what to do, and that does it.
+func TestQueueOfAnOlderBroker(t *testing.T) {
+	b := testBroker(t, nil)
+	if major, _ := b.control.version(); major < 4 {
+		t.Skip("RabbitMQ 3.13 does without the argument")
+	}
+	name := testName(t, "q")
+	t.Cleanup(func() { deleteQueue(t, b, name) })
+	err := b.channel(testContext(t), func(ch *amqp.Channel) error {
+		_, err := ch.QueueDeclare(name, true, false, false, false, amqp.Table{amqp.QueueTypeArg: amqp.QueueTypeQuorum})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = b.DeclareQueue(testContext(t), name, broker.QueueConfig{})
+	if !errors.Is(err, broker.ErrConflict) || !strings.Contains(err.Error(), `Options["x-delivery-limit"] = ""`) {
+		t.Errorf("declared as ever: %v", err)
+	}
+	cfg := broker.QueueConfig{Options: map[string]string{"x-delivery-limit": ""}}
+	if err := b.DeclareQueue(testContext(t), name, cfg); err != nil {
+		t.Errorf("declared without a limit: %v", err)
 	}
 }

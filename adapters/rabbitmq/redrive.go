@@ -16,11 +16,18 @@ func (b *Broker) Peek(ctx context.Context, queue string, max int) ([]broker.Mess
 	if max <= 0 {
 		return nil, fail("peek", queue, broker.Invalid("max %d: want at least 1", max))
 	}
-	if info, ok := b.topo.queue(queue); ok && info.shards > 0 {
-		return nil, fail("peek", queue, broker.Unsupported("peek: the broker refuses it on shard queues, which have a single active consumer"))
+	err := checkName(queue)
+	if err == nil {
+		var info queueInfo
+		if info, err = b.describe(ctx, queue); info.shards > 0 {
+			err = broker.Unsupported("peek: the broker refuses it on shard queues, which have a single active consumer")
+		}
+	}
+	if err != nil {
+		return nil, fail("peek", queue, err)
 	}
 	ms := []broker.Message{}
-	err := b.onQueue(ctx, queue, func(ch *amqp.Channel, n string) error {
+	err = b.onQueue(ctx, queue, func(ch *amqp.Channel, n string) error {
 		// The deliveries stay open, and return when the channel closes.
 		for len(ms) < max {
 			a, ok, err := ch.Get(n, false)

@@ -304,8 +304,10 @@ func TestOptions(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := OpenURL(t.Context(), "amqp://user:secret@host:port/"); err == nil || strings.Contains(err.Error(), "secret") {
-		t.Errorf("the error shows the password: %v", err)
+	for _, u := range []string{"amqp://user:secret@host:port/", "amqp://user:secret\"%zz@host/", "amqp://user:secret/2@host/", "amqp://user:secret\x7f@host/"} {
+		if _, err := OpenURL(t.Context(), u); err == nil || strings.Contains(err.Error(), "secret") {
+			t.Errorf("the error shows the password: %v", err)
+		}
 	}
 	uris, err := streamURLs(&Options{URLs: []string{"amqps://u:p@host/v", "amqp://host"}})
 	if err != nil || uris[0].String() != "rabbitmq-stream+tls://u:p@host:5551/v" || uris[1].String() != "rabbitmq-stream://guest:guest@host:5552/%2f" {
@@ -331,6 +333,10 @@ func TestDeliveryLimit(t *testing.T) {
 		cfg := broker.QueueConfig{Options: map[string]string{"x-delivery-limit": "7"}}
 		if _, args, err = queueArguments("q", cfg, l.version); err != nil || args["x-delivery-limit"] != int64(7) {
 			t.Errorf("%q: a limit of the program's own became %v, %v", c.version, args["x-delivery-limit"], err)
+		}
+		cfg.Options = map[string]string{"x-delivery-limit": ""}
+		if _, args, err = queueArguments("q", cfg, l.version); err != nil || args["x-delivery-limit"] != nil {
+			t.Errorf("%q: left out, it is %v, %v", c.version, args["x-delivery-limit"], err)
 		}
 		cfg.Options = map[string]string{"x-queue-type": "classic"}
 		if _, args, err = queueArguments("q", cfg, l.version); err != nil || args["x-delivery-limit"] != nil {
