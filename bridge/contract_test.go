@@ -388,11 +388,14 @@ func TestContract9TooLarge(t *testing.T) {
 // systems, order across partitions, order of a key after one of its records was
 // parked. What each means shows here.
 func TestContract10NotPromised(t *testing.T) {
-	doc := string(must(os.ReadFile("doc.go"))(t))
-	_, doc, _ = strings.Cut(doc, "Not promised:")
-	for _, words := range []string{"exactly-once across both systems", "order across partitions", "order of a key after one of its records was parked"} {
-		if !strings.Contains(strings.ReplaceAll(doc, "\n// ", " "), words) {
-			t.Errorf("the package documentation does not say that it promises no %s", words)
+	for file, title := range map[string]string{"doc.go": "Not promised:", "../docs/bridge/configuration.md": "## Not promised"} {
+		doc := string(must(os.ReadFile(file))(t))
+		_, doc, _ = strings.Cut(doc, title)
+		doc = strings.ToLower(strings.ReplaceAll(doc, "\n// ", " "))
+		for _, words := range []string{"exactly-once across both systems", "order across partitions", "order of a key after one of its records was parked"} {
+			if !strings.Contains(doc, words) {
+				t.Errorf("%s does not say that there is no promise of %s", file, words)
+			}
 		}
 	}
 	synctest.Test(t, func(t *testing.T) {
