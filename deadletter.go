@@ -33,7 +33,8 @@ type DeadLetter struct {
 }
 
 // DeadLetterMessage returns the message to store in a dead-letter queue: m
-// with everything it carries, but for Delay and TTL, and why in its headers.
+// with everything it carries, but for Delay and TTL, and why in its headers, in
+// place of those that begin with x-dead-letter-, which belong to this.
 // m is not changed.
 func DeadLetterMessage(m Message, why DeadLetter) Message {
 	h := m.Headers.Without(isDeadLetterHeader)
