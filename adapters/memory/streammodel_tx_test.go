@@ -201,24 +201,18 @@ func TestStreamRegressions(t *testing.T) {
 	}
 }
 
+// TestStreamModel runs its programs on all the profiles that have streams.
 func TestStreamModel(t *testing.T) {
-	for _, profile := range []Profile{Default, RabbitMQQuorum, KafkaTopic} {
-		name := string(profile)
-		if name == "" {
-			name = "default"
+	gen := rapid.Custom(func(t *rapid.T) streamStep {
+		n := rapid.IntRange(0, 119)
+		return streamStep{rapid.SampledFrom(streamOps).Draw(t, "op"), n.Draw(t, "a"), n.Draw(t, "b"), n.Draw(t, "c")}
+	})
+	rapid.Check(t, func(rt *rapid.T) {
+		profile := rapid.SampledFrom([]Profile{Default, RabbitMQQuorum, KafkaTopic}).Draw(rt, "profile")
+		config := rapid.IntRange(0, len(streamConfigs)-1).Draw(rt, "config")
+		steps := rapid.SliceOfN(gen, rapid.SampledFrom([]int{0, 20, 60}).Draw(rt, "least"), 80).Draw(rt, "steps")
+		if err := runStreamProgram(t, profile, config, steps); err != nil {
+			rt.Fatal(err)
 		}
-		t.Run(name, func(t *testing.T) {
-			gen := rapid.Custom(func(t *rapid.T) streamStep {
-				n := rapid.IntRange(0, 119)
-				return streamStep{rapid.SampledFrom(streamOps).Draw(t, "op"), n.Draw(t, "a"), n.Draw(t, "b"), n.Draw(t, "c")}
-			})
-			rapid.Check(t, func(rt *rapid.T) {
-				config := rapid.IntRange(0, len(streamConfigs)-1).Draw(rt, "config")
-				steps := rapid.SliceOfN(gen, rapid.SampledFrom([]int{0, 20, 60}).Draw(rt, "least"), 80).Draw(rt, "steps")
-				if err := runStreamProgram(t, profile, config, steps); err != nil {
-					rt.Fatal(err)
-				}
-			})
-		})
-	}
+	})
 }
