@@ -7,6 +7,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -101,6 +102,33 @@ func TestRealHandover(t *testing.T) {
 	if got := oracle.Count(); got != n || r.lag() != 0 {
 		t.Errorf("%d deliveries of %d records, %d not committed", got, n, r.lag())
 	}
+}
+
+// A member that is frozen for longer than its session, and goes on where it was
+// when another one has its partitions, does no harm: nothing is lost, a FIFO
+// queue sees no duplicate, the order per key is kept, and it commits nothing.
+func TestRealFrozenMember(t *testing.T) {
+	r := newReal(t, 6, ".fifo", broker.QueueConfig{Ordered: true, Dedup: true})
+	const n, keys, none = 6000, 500, 1 << 30
+	oracle := r.Consume(t, r.queue)
+	frozen, other := r.member("", 0), r.member("", 0)
+	f := &feed{r: r, atLeast: n, keys: keys, poisonEvery: none, arrived: oracle.Count, enough: make(chan struct{})}
+	close(f.enough)
+	fed := make(chan error, 1)
+	go func() { fed <- f.run() }()
+	oracle.Until(t, n/4)
+	frozen.Signal(syscall.SIGSTOP)
+	// The feed waits for what is under way, so the other has all partitions by then.
+	oracle.Until(t, n*3/4)
+	frozen.Signal(syscall.SIGCONT)
+	check(t, <-fed)
+	oracle.Until(t, f.published)
+	other.Stop()
+	frozen.Stop()
+	if lag := r.lag(); lag != 0 {
+		t.Errorf("%d records are not committed", lag)
+	}
+	verify(t, oracle.All(), f.published, keys, none)
 }
 
 // A real is a topic, a queue and its dead-letter queue on real brokers.

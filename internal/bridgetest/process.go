@@ -76,10 +76,16 @@ func EndWithParent() {
 	os.Exit(100)
 }
 
+// Signal sends a signal to the process.
+func (p *Process) Signal(s os.Signal) {
+	p.t.Helper()
+	check(p.t, p.cmd.Process.Signal(s))
+}
+
 // Terminate tells the process to stop, as a deployment does.
 func (p *Process) Terminate() {
 	p.t.Helper()
-	check(p.t, p.cmd.Process.Signal(syscall.SIGTERM))
+	p.Signal(syscall.SIGTERM)
 }
 
 // Wait waits for the end and returns the exit code, -1 for a signal, and all output.
