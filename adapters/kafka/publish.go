@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"github.com/queuestream/broker"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -48,10 +49,14 @@ type flight struct {
 	done  chan struct{}
 }
 
+// newFlight returns a flight of n records that carry the time as it is now:
+// left to the client, each would read the clock.
 func newFlight(ctx context.Context, n int) *flight {
 	f := &flight{items: make([]item, n), done: make(chan struct{})}
+	now := time.Now()
 	for i := range f.items {
 		it := &f.items[i]
+		it.rec.Timestamp = now
 		it.Context, it.flight, it.rec.Context = ctx, f, it //nolint:fatcontext // each item holds the call's, none wraps another
 	}
 	return f

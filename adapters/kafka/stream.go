@@ -124,7 +124,9 @@ func (s *Stream) fill(ctx context.Context, client *kgo.Client, f *flight, rs []b
 			}
 		}
 		out.Headers = kafkaHeaders(r.Headers)
-		out.Timestamp = r.Time()
+		if at := r.Time(); !at.IsZero() {
+			out.Timestamp = at
+		}
 	}
 }
 
