@@ -184,7 +184,8 @@ func declareNoWait(ch *amqp.Channel, name string, args amqp.Table) error {
 }
 
 // RemoveDelayQueues deletes the ladder of delay queues of the virtual host; the
-// next delay makes it again. It is [broker.ErrConflict] while messages wait in
+// next delay makes it again; another program's next delay fails with
+// [broker.ErrNotFound] before that. It is [broker.ErrConflict] while messages wait in
 // it, or in "broker.delay.lost", which keeps what was delayed to a queue that
 // was deleted meanwhile.
 func (b *Broker) RemoveDelayQueues(ctx context.Context) error {
@@ -215,8 +216,13 @@ func (b *Broker) RemoveDelayQueues(ctx context.Context) error {
 		}
 		return nil
 	})
-	b.ladder.mu.Lock()
-	b.ladder.generation = nil
-	b.ladder.mu.Unlock()
+	b.ladder.reset()
 	return fail("remove delay queues", "", err)
+}
+
+// reset makes the next delay declare the ladder again.
+func (l *ladder) reset() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.generation = nil
 }

@@ -50,8 +50,10 @@
 // each with a single active consumer; a group always uses the same shard.
 // Messages without a group are in a queue beside them ("name.shards.none"), which
 // all consumers share.
-// Consumers take over from each other when one ends, and random consumer
-// priorities spread the shards over them. A group's redelivery is kept by its
+// Consumers take over from each other when one ends, in order: the next gets what
+// the former had not settled, then what follows. Shutdown keeps a shard until what
+// is in hand is settled. Random consumer priorities spread the shards over the
+// consumers (RabbitMQ 4.0 and later). A group's redelivery is kept by its
 // holder: a crash shortens its delay and forgets the attempts counted there.
 // Messages published through an exchange reach the shards when this package
 // publishes them, since a header carries the hash.

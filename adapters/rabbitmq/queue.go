@@ -161,6 +161,9 @@ func (b *Broker) send(ctx context.Context, w *window, copies []copyOf) {
 		if errors.Is(c.err, errNacked) && c.to != nil && c.to.bounded {
 			c.err = fmt.Errorf("%w: %w", broker.ErrFull, c.err)
 		}
+		if c.m.Delay > 0 && errors.Is(c.err, broker.ErrNotFound) { // removed by another program
+			b.ladder.reset()
+		}
 	}
 }
 

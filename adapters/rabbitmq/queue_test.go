@@ -1,8 +1,10 @@
 package rabbitmq
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
@@ -239,4 +241,50 @@ func TestQueueOfAnOlderBroker(t *testing.T) {
 	if err := b.DeclareQueue(testContext(t), name, cfg); err != nil {
 		t.Errorf("declared without a limit: %v", err)
 	}
+}
+
+// TestDelayQueuesRemovedByOthers: the delay that finds them gone fails, and the
+// next one works.
+func TestDelayQueuesRemovedByOthers(t *testing.T) {
+	direct := testBroker(t, nil)
+	if direct.manage == nil {
+		t.Skip("a virtual host of its own needs BROKER_TEST_RABBITMQ_MANAGEMENT")
+	}
+	uri, err := amqp.ParseURI(testURL(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	uri.Vhost = testName(t, "vhost")
+	manage := func(ctx context.Context, method, path, body string) {
+		t.Helper()
+		r, err := http.NewRequestWithContext(ctx, method, direct.manage.base+"/api/"+path, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.SetBasicAuth(direct.manage.user, direct.manage.password)
+		res, err := direct.manage.client.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := res.Body.Close(); err != nil || res.StatusCode >= http.StatusMultipleChoices {
+			t.Fatal(method, path, res.Status, err)
+		}
+	}
+	manage(t.Context(), http.MethodPut, "vhosts/"+uri.Vhost, "{}")
+	t.Cleanup(func() { manage(testContextDetached(t), http.MethodDelete, "vhosts/"+uri.Vhost, "") })
+	manage(t.Context(), http.MethodPut, "permissions/"+uri.Vhost+"/"+uri.Username, `{"configure":".*","write":".*","read":".*"}`)
+	own := func(o *Options) { o.URLs, o.Management = []string{uri.String()}, "" }
+	b, other := testBroker(t, own), testBroker(t, own)
+	q := testQueue(t, b, broker.QueueConfig{})
+	c := testConsumer(t, q, nil)
+	publish(t, q, broker.Message{Delay: delayUnit})
+	ack(t, receive(t, c))
+	if err := other.RemoveDelayQueues(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := q.Publish(testContext(t), broker.Message{Delay: delayUnit}); !errors.Is(err, broker.ErrNotFound) {
+		t.Errorf("the delay queues are gone: %v", err)
+	}
+	publish(t, q, broker.Message{Delay: delayUnit})
+	ack(t, receive(t, c))
 }
