@@ -41,9 +41,6 @@ func TestConformanceFaults(t *testing.T) {
 func TestConformanceBroken(t *testing.T) {
 	in := containers.OwnRabbitMQ(t)
 	for _, s := range suites {
-		if strings.Contains(s.name, "ordered") || strings.Contains(s.name, "classic") {
-			continue // the queue's kind makes no difference that these cases could see
-		}
 		t.Run(s.name, func(t *testing.T) {
 			h := s.harness(t, in, "6", "92", "93")
 			h.OpenBad = nil
@@ -57,7 +54,7 @@ func TestConformanceBroken(t *testing.T) {
 			var last string
 			h.NewName = func(kind string) string {
 				name := "qs-" + kind + "-" + broker.NewID()
-				if kind == "queue" {
+				if kind == "queue" || kind == "ordered" {
 					mu.Lock()
 					defer mu.Unlock()
 					last = name
@@ -68,10 +65,10 @@ func TestConformanceBroken(t *testing.T) {
 				mu.Lock()
 				queue := last
 				mu.Unlock()
-				if queue != "" {
-					wait, cancel := context.WithTimeout(ctx, 10*time.Second)
-					defer cancel()
-					if err := in.AwaitQueueOnDisk(wait, queue); err != nil {
+				wait, cancel := context.WithTimeout(ctx, 10*time.Second)
+				defer cancel()
+				for _, q := range s.quorumQueues(queue) {
+					if err := in.AwaitQueueOnDisk(wait, q); err != nil {
 						return err
 					}
 				}
@@ -84,4 +81,19 @@ func TestConformanceBroken(t *testing.T) {
 			conformance.Run(t, h)
 		})
 	}
+}
+
+// quorumQueues names what carries a queue of the suite, if there is one.
+func (s *suite) quorumQueues(queue string) []string {
+	switch {
+	case queue == "" || strings.Contains(s.name, "classic"):
+		return nil
+	case strings.Contains(s.name, "ordered"):
+		shards := make([]string, defaultShards)
+		for i := range shards {
+			shards[i] = shardName(queue, i)
+		}
+		return shards
+	}
+	return []string{queue}
 }
