@@ -12,6 +12,11 @@
 // With -stream and -queue the same program runs on real brokers:
 //
 //	go run ./examples/hybrid -stream kafka://localhost:9092 -queue 'sqs://us-east-1?endpoint=http://localhost:9324'
+//
+// There the bridge may also be the worker that is deployed:
+//
+//	go build -o bridge ./cmd/bridge
+//	go run ./examples/hybrid -worker ./bridge -stream … -queue …
 package main
 
 import (
@@ -23,6 +28,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"strings"
 	"time"
 
 	"github.com/queuestream/broker"
@@ -35,6 +41,7 @@ import (
 func main() {
 	stream := flag.String("stream", "memory://hybrid", "URL of the broker that keeps the stream: memory, kafka or amqp")
 	queue := flag.String("queue", "memory://hybrid", "URL of the broker that has the queue: memory, sqs, amqp or kafka")
+	worker := flag.String("worker", "", "the program cmd/bridge, to do the bridging; empty: package bridge does, in this process")
 	orders := flag.Int("orders", 30, "how many orders to place")
 	verbose := flag.Bool("v", false, "show the log of the SDK")
 	flag.Parse()
@@ -46,16 +53,19 @@ func main() {
 	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})))
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, os.Stdout, *stream, *queue, *orders); err != nil {
+	if err := run(ctx, os.Stdout, *stream, *queue, *worker, *orders); err != nil {
 		fmt.Fprintln(os.Stderr, "hybrid:", err)
 		os.Exit(1)
 	}
 }
 
 // run opens the brokers, tells the story and closes them.
-func run(ctx context.Context, out io.Writer, streamURL, queueURL string, orders int) (err error) {
+func run(ctx context.Context, out io.Writer, streamURL, queueURL, worker string, orders int) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
+	if worker != "" && (strings.HasPrefix(streamURL, "memory:") || strings.HasPrefix(queueURL, "memory:")) {
+		return errors.New("-worker needs brokers outside this process, see -stream and -queue")
+	}
 	streams, err := open(ctx, streamURL)
 	if err != nil {
 		return err
@@ -70,6 +80,9 @@ func run(ctx context.Context, out io.Writer, streamURL, queueURL string, orders 
 	defer func() { err = errors.Join(err, streams.Close()) }()
 
 	s := &story{out: out, streams: streams, queues: queues, orders: orders, prefix: "shop-" + broker.NewID()[24:] + "-"}
+	if worker != "" {
+		s.worker = &worked{program: worker, streamURL: streamURL, queueURL: queueURL}
+	}
 	return s.tell(ctx)
 }
 

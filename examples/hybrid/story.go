@@ -29,7 +29,8 @@ type story struct {
 	out             io.Writer
 	streams, queues broker.Broker
 	orders          int
-	prefix          string // so that two runs on one broker do not meet
+	prefix          string  // so that two runs on one broker do not meet
+	worker          *worked // does the bridging; nil: package bridge does
 
 	orderLog broker.Stream
 	tasks    broker.Queue
@@ -142,10 +143,18 @@ func (s *story) runners() []broker.Runner {
 		group("analytics", func(o OrderCreated) { s.revenue += o.Cents }),
 		group("search", func(o OrderCreated) { s.index[o.Customer]++ }),
 		group("notification", func(OrderCreated) { s.pings++ }),
-		&bridge.Route{
-			Name: "confirmations", Group: s.prefix + "bridge", Source: s.orderLog, Target: s.tasks, DeadLetter: s.dead,
-		},
+		s.bridge(s.prefix + "bridge"),
 		worker(0), worker(1),
+	}
+}
+
+// bridge turns every order into a task.
+func (s *story) bridge(group string) broker.Runner {
+	if s.worker != nil {
+		return s.worker.route(s.orderLog.Name(), group, s.tasks.Name(), s.dead.Name())
+	}
+	return &bridge.Route{
+		Name: "confirmations", Group: group, Source: s.orderLog, Target: s.tasks, DeadLetter: s.dead,
 	}
 }
 
