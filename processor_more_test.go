@@ -509,93 +509,6 @@ func TestProcessorDrains(t *testing.T) {
 	}
 }
 
-func TestProcessorUntil(t *testing.T) {
-	handler := func(n *atomic.Int64) broker.RecordHandler {
-		return func(context.Context, *broker.Record) error { n.Add(1); return nil }
-	}
-	t.Run("empty", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			p := &broker.Processor{Stream: brokertest.NewStream("s", 3), Group: "g", Until: broker.Now(), Logger: quiet, Handler: handler(new(atomic.Int64))}
-			if err := p.Run(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-		})
-	})
-	t.Run("offset", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			s := brokertest.NewStream("s", 1)
-			fill(t, s, 20, 3)
-			var n atomic.Int64
-			p := &broker.Processor{Stream: s, Group: "g", Until: broker.AtOffset(broker.NewOffset(7)), Logger: quiet, Handler: handler(&n)}
-			if err := p.Run(t.Context()); err != nil || n.Load() != 7 || s.Committed("g", 0) != 7 {
-				t.Errorf("%v: handled %d, committed %d", err, n.Load(), s.Committed("g", 0))
-			}
-		})
-	})
-	t.Run("time", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			s := brokertest.NewStream("s", 2)
-			fill(t, s, 20, 3)
-			advance(time.Minute)
-			end := time.Now()
-			fill(t, s, 20, 3)
-			var n atomic.Int64
-			p := &broker.Processor{Stream: s, Group: "g", Until: broker.AtTime(end), Logger: quiet, Handler: handler(&n)}
-			if err := p.Run(t.Context()); err != nil || n.Load() != 20 {
-				t.Errorf("%v: handled %d", err, n.Load())
-			}
-		})
-	})
-	t.Run("time ahead of all", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			s := brokertest.NewStream("s", 2)
-			fill(t, s, 20, 3)
-			var n atomic.Int64
-			p := &broker.Processor{Stream: s, Group: "g", Until: broker.AtTime(time.Now().Add(time.Hour)), Logger: quiet, Handler: handler(&n)}
-			if err := p.Run(t.Context()); err != nil || n.Load() != 20 {
-				t.Errorf("%v: handled %d", err, n.Load())
-			}
-		})
-	})
-	t.Run("a gap at the end", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			s := brokertest.NewStream("s", 1)
-			fill(t, s, 20, 3)
-			var n atomic.Int64
-			p := &broker.Processor{Stream: gapped{s}, Group: "g", Until: broker.Now(), Logger: quiet, Handler: handler(&n)}
-			if err := p.Run(t.Context()); err != nil || n.Load() != 20 {
-				t.Errorf("%v: handled %d", err, n.Load())
-			}
-		})
-	})
-	t.Run("committed already", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			s := brokertest.NewStream("s", 2)
-			fill(t, s, 20, 3)
-			for _, want := range []int64{20, 0} {
-				var n atomic.Int64
-				p := &broker.Processor{Stream: s, Group: "g", Until: broker.Latest(), Logger: quiet, Handler: handler(&n)}
-				if err := p.Run(t.Context()); err != nil || n.Load() != want {
-					t.Errorf("%v: handled %d, want %d", err, n.Load(), want)
-				}
-			}
-		})
-	})
-}
-
-// gapped is a stream whose end is beyond its last record, as after a
-// transaction's marker.
-type gapped struct{ broker.Stream }
-
-func (g gapped) Partitions(ctx context.Context) ([]broker.Partition, error) {
-	ps, err := g.Stream.Partitions(ctx)
-	for i := range ps {
-		n, _ := ps[i].Next.Int64()
-		ps[i].Next = broker.NewOffset(n + 2)
-	}
-	return ps, err
-}
-
 func TestProcessorReceiveErrors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := brokertest.NewStream("events", 1)
@@ -663,27 +576,6 @@ func TestProcessorSnoozeAndPanic(t *testing.T) {
 		}
 		if p.Stats().Panics != 2 || s.Committed("g", 0) != 3 {
 			t.Errorf("stats %+v", p.Stats())
-		}
-	})
-}
-
-func TestProcessorCommitsInBatches(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := brokertest.NewStream("events", 1)
-		p := &broker.Processor{Stream: s, Group: "g", Logger: quiet, Concurrency: 2, Handler: func(context.Context, *broker.Record) error { spend(2 * time.Millisecond); return nil }}
-		fill(t, s, 5000, 100)
-		stop := start(t, p)
-		advance(10 * time.Second)
-		if n := s.Commits("g"); s.Committed("g", 0) != 5000 || n > 10 {
-			t.Errorf("%d commits for 5 s of work, committed %d", n, s.Committed("g", 0))
-		}
-		fill(t, s, 1, 1)
-		advance(60 * time.Millisecond)
-		if c := s.Committed("g", 0); c != 5001 {
-			t.Errorf("committed %d: a lone record waits for the interval", c)
-		}
-		if err := stop(); err != nil {
-			t.Fatal(err)
 		}
 	})
 }

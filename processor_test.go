@@ -216,3 +216,24 @@ func TestProcessorRejectWithoutDeadLetterEndsRun(t *testing.T) {
 		}
 	})
 }
+
+func TestProcessorCommitsInBatches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := brokertest.NewStream("events", 1)
+		p := &broker.Processor{Stream: s, Group: "g", Logger: quiet, Concurrency: 2, Handler: func(context.Context, *broker.Record) error { spend(2 * time.Millisecond); return nil }}
+		fill(t, s, 5000, 100)
+		stop := start(t, p)
+		advance(10 * time.Second)
+		if n := s.Commits("g"); s.Committed("g", 0) != 5000 || n > 10 {
+			t.Errorf("%d commits for 5 s of work, committed %d", n, s.Committed("g", 0))
+		}
+		fill(t, s, 1, 1)
+		advance(60 * time.Millisecond)
+		if c := s.Committed("g", 0); c != 5001 {
+			t.Errorf("committed %d: a lone record waits for the interval", c)
+		}
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
