@@ -28,7 +28,7 @@ type suite struct {
 var suites = []suite{
 	{name: "Kafka share group", kinds: conformance.Queue, quick: []int{1, 3, 4, 5, 9, 74}},
 	{name: "Kafka topic", kinds: conformance.Stream, quick: []int{
-		1, 3, 4, 5, 19, 21, 23, 25, 26, 29, 31, 61, 63, 66, 67, 74,
+		1, 3, 4, 5, 19, 21, 23, 25, 26, 29, 31, 61, 63, 67, 74,
 	}},
 	// What concerns groups, with the other group protocol.
 	{name: "Kafka topic (KIP-848 groups)", kinds: conformance.Stream, newer: true, quick: []int{1, 29}, only: []int{
