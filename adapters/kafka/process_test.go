@@ -36,6 +36,14 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	conformance.SeedFlag(flag.CommandLine)
+	flag.Parse()
+	asked := false
+	flag.Visit(func(f *flag.Flag) { asked = asked || f.Name == "test.parallel" })
+	if testing.Short() && !asked { // the tests of the fake broker mostly wait
+		if err := flag.Set("test.parallel", "8"); err != nil {
+			panic(err)
+		}
+	}
 	goleak.VerifyTestMain(m, faultproxy.Leftovers()...)
 }
 

@@ -82,6 +82,7 @@ func TestQueueFollowsLeaders(t *testing.T) {
 			c := consumer(t, q)
 			held := take(t, c, 2)
 			if dies {
+				t.Cleanup(func() { m.kill("") }) // it is back before the queue is deleted
 				m.kill(cluster.ListenAddrs()[old])
 			}
 			move(next)
