@@ -8,7 +8,6 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -36,13 +35,17 @@ func bridgeScenarios() []scenario {
 	return []scenario{
 		{
 			name:     "bridge, kafka to standard sqs",
-			what:     "Real Kafka and ElasticMQ. By hand: poll, send batches of 10, 32 requests at a time, commit; no retries, no poison, no order. Both join a group and leave it.",
+			what:     "Real Kafka and ElasticMQ. By hand: poll, send batches of 10, 32 requests at a time, commit; no retries, no poison, no order. Plain: no ID goes with a task, as by hand. All join a group and leave it.",
 			messages: 60_000, needs: []string{kafkaEnv, sqsEnv}, begin: begin,
 			contenders: []contender{
 				{name: "raw clients by hand", open: bridging(source, rawPipe)},
-				{name: "bridge", open: bridging(source, bridgePipe)},
+				{name: "bridge", open: bridging(source, bridgePipe(false))},
+				{name: "bridge, plain", open: bridging(source, bridgePipe(true))},
 			},
-			targets: []target{{of: "bridge", over: "raw clients by hand", atLeast: 0.9}, {of: "bridge", over: "raw clients by hand", maxCPU: 1.15}},
+			targets: []target{
+				{of: "bridge", over: "raw clients by hand", atLeast: 0.9}, {of: "bridge", over: "raw clients by hand", maxCPU: 1.15},
+				{of: "bridge, plain", over: "raw clients by hand", atLeast: 0.9}, {of: "bridge, plain", over: "raw clients by hand", maxCPU: 1.15},
+			},
 		},
 		{
 			name:     "bridge, kafka to fifo sqs, 5 ms a request",
@@ -121,14 +124,15 @@ func rawPipe(ctx context.Context, topic, queue string, n int) (func() error, fun
 	}, nothing, nil
 }
 
-func bridgePipe(ctx context.Context, topic, queue string, n int) (func() error, func() error, error) {
-	cfg := awsConfig()
-	return bridgeRun(ctx, kafkaAddrs(), topic, n, &sqs.Options{Config: &cfg, Endpoint: os.Getenv(sqsEnv)}, queue, func(rt *bridge.Route) {
-		rt.Map = func(_ *broker.Record, t *broker.Message) error { // as the contender: the body alone
-			t.Headers = nil
-			return nil
-		}
-	})
+func bridgePipe(plain bool) func(ctx context.Context, topic, queue string, n int) (func() error, func() error, error) {
+	return func(ctx context.Context, topic, queue string, n int) (func() error, func() error, error) {
+		return bridgeRun(ctx, kafkaAddrs(), topic, n, sqsOptions(plain), queue, func(rt *bridge.Route) {
+			rt.Map = func(_ *broker.Record, t *broker.Message) error { // the body alone
+				t.Headers = nil
+				return nil
+			}
+		})
+	}
 }
 
 // bridgeRun runs a route until n records are committed.

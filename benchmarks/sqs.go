@@ -29,20 +29,23 @@ func sqsScenarios() []scenario {
 	full := filled(sqsQueue, rawSQS)
 	flood := scenario{
 		name:     "sqs send, 1 goroutine",
-		what:     "Standard queue. The raw client sends hand-made batches of 10, 32 requests at a time; the broker gets batches of 10,000, each awaited, or an AsyncPublisher; the peers have a blocking call only.",
+		what:     "Standard queue. The raw client sends hand-made batches of 10, 32 requests at a time; the broker gets batches of 10,000, each awaited, or an AsyncPublisher (plain: the body alone goes over the wire, as with the raw client, and no ID); the peers have a blocking call only.",
 		messages: 60_000, needs: needs,
 		contenders: []contender{
 			{name: "raw batcher", open: flooding(sqsQueue, rawSQS)},
-			{name: "broker", open: flooding(sqsQueue, brokerSQS)},
-			{name: "broker, async", open: flooding(sqsQueue, asyncSQS)},
+			{name: "broker", open: flooding(sqsQueue, brokerSQS(false))},
+			{name: "broker, plain", open: flooding(sqsQueue, brokerSQS(true))},
+			{name: "broker, plain, async", open: flooding(sqsQueue, asyncSQS)},
 			{name: "Watermill", open: flooding(sqsQueue, watermillSQS), fraction: 0.05},
 			{name: "Go CDK", open: flooding(sqsQueue, cdkSQS), fraction: 0.05},
 		},
 		targets: []target{
 			{of: "broker", over: "raw batcher", atLeast: 0.95},
 			{of: "broker", over: "raw batcher", maxCPU: 1.15},
-			{of: "broker, async", over: "raw batcher", atLeast: 0.95},
-			{of: "broker, async", over: "raw batcher", maxCPU: 1.15},
+			{of: "broker, plain", over: "raw batcher", atLeast: 0.95},
+			{of: "broker, plain", over: "raw batcher", maxCPU: 1.15},
+			{of: "broker, plain, async", over: "raw batcher", atLeast: 0.95},
+			{of: "broker, plain, async", over: "raw batcher", maxCPU: 1.15},
 			{of: "broker", over: "Watermill", atLeast: 3.5},
 		},
 	}
@@ -52,7 +55,7 @@ func sqsScenarios() []scenario {
 		messages: 20_000, needs: needs,
 		contenders: []contender{
 			{name: "raw batcher", open: reading(full, rawSQS)},
-			{name: "broker", open: reading(full, brokerSQS)},
+			{name: "broker", open: reading(full, brokerSQS(false))},
 			{name: "Watermill", open: reading(full, watermillSQS), fraction: 0.3},
 			{name: "Go CDK", open: reading(full, cdkSQS)},
 		},
@@ -71,7 +74,7 @@ func sqsScenarios() []scenario {
 			messages: 40_000, needs: needs,
 			contenders: []contender{
 				{name: "raw batcher", open: sending(sqsQueue, rawSQS)},
-				{name: "broker", open: sending(sqsQueue, brokerSQS)},
+				{name: "broker", open: sending(sqsQueue, brokerSQS(false))},
 				{name: "Watermill", open: sending(sqsQueue, watermillSQS), fraction: 0.2},
 				{name: "Go CDK", open: sending(sqsQueue, cdkSQS), fraction: 0.5},
 			},
@@ -87,7 +90,7 @@ func sqsScenarios() []scenario {
 			name: "sqs queue, half load", what: halfLoadWhat, messages: 10_000, needs: needs,
 			contenders: []contender{
 				{name: "raw batcher", open: halfLoad(sqsQueue, rawSQS)},
-				{name: "broker", open: halfLoad(sqsQueue, brokerSQS)},
+				{name: "broker", open: halfLoad(sqsQueue, brokerSQS(false))},
 				{name: "Watermill", open: halfLoad(sqsQueue, watermillSQS), fraction: 0.3},
 				{name: "Go CDK", open: halfLoad(sqsQueue, cdkSQS)},
 			},
@@ -277,9 +280,16 @@ func (q rawQueue) read(ctx context.Context, got func([]byte) bool) error {
 	return errors.Join(errs...)
 }
 
-func openSQS(ctx context.Context, p place) (*sqs.Broker, broker.Queue, error) {
-	cfg := awsConfig()
-	b, err := sqs.Open(ctx, &sqs.Options{Config: &cfg, Endpoint: os.Getenv(sqsEnv)})
+// sqsOptions leave the transport to the broker. A plain one sends the body
+// alone, as the raw client and the peers do; otherwise an ID goes with it.
+func sqsOptions(plain bool) *sqs.Options {
+	return &sqs.Options{
+		Region: "us-east-1", Endpoint: os.Getenv(sqsEnv), Credentials: credentials.NewStaticCredentialsProvider("x", "x", ""), Plain: plain,
+	}
+}
+
+func openSQS(ctx context.Context, p place, plain bool) (*sqs.Broker, broker.Queue, error) {
+	b, err := sqs.Open(ctx, sqsOptions(plain))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -287,17 +297,19 @@ func openSQS(ctx context.Context, p place) (*sqs.Broker, broker.Queue, error) {
 	return b, q, err
 }
 
-func brokerSQS(ctx context.Context, p place) (rig, error) {
-	b, q, err := openSQS(ctx, p)
-	if err != nil {
-		return rig{}, err
+func brokerSQS(plain bool) makeRig {
+	return func(ctx context.Context, p place) (rig, error) {
+		b, q, err := openSQS(ctx, p, plain)
+		if err != nil {
+			return rig{}, err
+		}
+		return rig{send: sendTo(q), flood: floodTo(q, 10*chunk), read: readFrom(q), stop: b.Close}, nil
 	}
-	return rig{send: sendTo(q), flood: floodTo(q, 10*chunk), read: readFrom(q), stop: b.Close}, nil
 }
 
 // asyncSQS publishes message by message.
 func asyncSQS(ctx context.Context, p place) (rig, error) {
-	b, q, err := openSQS(ctx, p)
+	b, q, err := openSQS(ctx, p, true)
 	if err != nil {
 		return rig{}, err
 	}
