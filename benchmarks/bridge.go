@@ -9,9 +9,9 @@ import (
 	"log/slog"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -38,12 +38,14 @@ func bridgeScenarios() []scenario {
 			what:     "Real Kafka and ElasticMQ. By hand: poll, send batches of 10, 32 requests at a time, commit; no retries, no poison, no order. Plain: no ID goes with a task, as by hand. All join a group and leave it.",
 			messages: 60_000, needs: []string{kafkaEnv, sqsEnv}, begin: begin,
 			contenders: []contender{
-				{name: "raw clients by hand", open: bridging(source, rawPipe)},
+				{name: "raw clients by hand", open: bridging(source, rawPipe(false))},
+				{name: "raw clients by hand, with an ID", open: bridging(source, rawPipe(true))},
 				{name: "bridge", open: bridging(source, bridgePipe(false))},
 				{name: "bridge, plain", open: bridging(source, bridgePipe(true))},
 			},
 			targets: []target{
-				{of: "bridge", over: "raw clients by hand", atLeast: 0.9}, {of: "bridge", over: "raw clients by hand", maxCPU: 1.15},
+				{of: "bridge", over: "raw clients by hand, with an ID", atLeast: 0.9},
+				{of: "bridge", over: "raw clients by hand, with an ID", maxCPU: 1.15},
 				{of: "bridge, plain", over: "raw clients by hand", atLeast: 0.9}, {of: "bridge, plain", over: "raw clients by hand", maxCPU: 1.15},
 			},
 		},
@@ -52,10 +54,20 @@ func bridgeScenarios() []scenario {
 			what:     "In-process fakes of both; the fake SQS checks that the keys keep their order and nothing comes twice. By hand: what keeps the order without thinking, one request of 10 at a time.",
 			messages: 40_000,
 			contenders: []contender{
-				{name: "one request at a time", open: onFakes(rawOneByOne), fraction: 0.1},
-				{name: "bridge", open: onFakes(bridgeFIFO)},
+				{name: "one request at a time", open: onFakes(fifoQueue, rawOneByOne), fraction: 0.1},
+				{name: "bridge", open: onFakes(fifoQueue, bridgeOnFakes)},
 			},
 			targets: []target{{of: "bridge", over: "one request at a time", atLeast: 10}},
+		},
+		{
+			name:     "bridge, kafka to standard sqs, 5 ms a request",
+			what:     "In-process fakes of both. By hand: poll, send batches of 10, 32 requests at a time, commit.",
+			messages: 100_000,
+			contenders: []contender{
+				{name: "raw clients by hand", open: onFakes(standardQueue, pipeOnFakes)},
+				{name: "bridge", open: onFakes(standardQueue, bridgeOnFakes)},
+			},
+			targets: []target{{of: "bridge", over: "raw clients by hand", atLeast: 0.9}},
 		},
 	}
 }
@@ -76,52 +88,53 @@ func bridging(source makePlace, pipe func(ctx context.Context, topic, queue stri
 	}
 }
 
-func rawPipe(ctx context.Context, topic, queue string, n int) (func() error, func() error, error) {
-	q, err := openRawQueue(ctx, queue)
-	if err != nil {
-		return nil, nil, err
+func rawPipe(ids bool) func(ctx context.Context, topic, queue string, n int) (func() error, func() error, error) {
+	return func(ctx context.Context, topic, queue string, n int) (func() error, func() error, error) {
+		q, err := openRawQueue(ctx, queue, ids)
+		return func() error { return pipeByHand(ctx, kafkaAddrs(), topic, q, n) }, nothing, err
 	}
-	return func() error {
-		cl, err := kgo.NewClient(kgo.SeedBrokers(kafkaAddrs()...), kgo.ConsumeTopics(topic), kgo.ConsumerGroup("g-"+broker.NewID()),
-			kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.DisableAutoCommit())
-		if err != nil {
+}
+
+func pipeByHand(ctx context.Context, addrs []string, topic string, q rawQueue, n int) error {
+	cl, err := kgo.NewClient(kgo.SeedBrokers(addrs...), kgo.ConsumeTopics(topic), kgo.ConsumerGroup("g-"+broker.NewID()),
+		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.DisableAutoCommit())
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	slots := make(chan struct{}, 32)
+	for got := 0; got < n; {
+		fs := cl.PollRecords(ctx, 5000)
+		if err := fs.Err0(); err != nil {
 			return err
 		}
-		defer cl.Close()
-		slots := make(chan struct{}, 32)
-		for got := 0; got < n; {
-			fs := cl.PollRecords(ctx, 5000)
-			if err := fs.Err0(); err != nil {
-				return err
-			}
-			rs := fs.Records()
-			got += len(rs)
-			errs := make(chan error, len(rs))
-			var wg sync.WaitGroup
-			for ten := range slices.Chunk(rs, 10) {
-				slots <- struct{}{}
-				wg.Go(func() {
-					bodies := make([]string, len(ten))
-					for i, r := range ten {
-						bodies[i] = string(r.Value)
-					}
-					errs <- q.sendTen(ctx, bodies)
-					<-slots
-				})
-			}
-			wg.Wait()
-			close(errs)
-			for err := range errs {
-				if err != nil {
-					return err
+		rs := fs.Records()
+		got += len(rs)
+		errs := make(chan error, len(rs))
+		var wg sync.WaitGroup
+		for ten := range slices.Chunk(rs, 10) {
+			slots <- struct{}{}
+			wg.Go(func() {
+				bodies := make([]string, len(ten))
+				for i, r := range ten {
+					bodies[i] = string(r.Value)
 				}
-			}
-			if err := cl.CommitUncommittedOffsets(ctx); err != nil {
+				errs <- q.sendTen(ctx, bodies)
+				<-slots
+			})
+		}
+		wg.Wait()
+		close(errs)
+		for err := range errs {
+			if err != nil {
 				return err
 			}
 		}
-		return nil
-	}, nothing, nil
+		if err := cl.CommitUncommittedOffsets(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func bridgePipe(plain bool) func(ctx context.Context, topic, queue string, n int) (func() error, func() error, error) {
@@ -168,9 +181,15 @@ func bridgeRun(ctx context.Context, addrs []string, topic string, n int, o *sqs.
 	}, func() error { return errors.Join(b.Close(), k.Close()) }, nil
 }
 
-// onFakes starts a fake Kafka with n records of 5,000 keys and a fake FIFO
-// queue.
-func onFakes(run func(ctx context.Context, addrs []string, f *fakeFIFO, n int) (func() error, func() error, error)) opener {
+// Queues of the fake SQS.
+const (
+	fifoQueue     = "orders.fifo"
+	standardQueue = "orders"
+)
+
+// onFakes starts a fake Kafka with n records of 5,000 keys and a fake SQS with
+// one queue.
+func onFakes(queue string, run func(ctx context.Context, addrs []string, f *fakeSQS, n int) (func() error, func() error, error)) opener {
 	return func(ctx context.Context, n int) (func() error, func() error, error) {
 		cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(12, "orders"))
 		if err != nil {
@@ -188,7 +207,7 @@ func onFakes(run func(ctx context.Context, addrs []string, f *fakeFIFO, n int) (
 			return nil, nil, err
 		}
 		cl.Close()
-		f := &fakeFIFO{last: map[string]string{}, seen: map[string]bool{}}
+		f := &fakeSQS{queue: queue, last: map[string]int{}, seen: map[int]bool{}}
 		work, done, err := run(ctx, cluster.ListenAddrs(), f, n)
 		if err != nil {
 			return nil, nil, err
@@ -206,21 +225,33 @@ func onFakes(run func(ctx context.Context, addrs []string, f *fakeFIFO, n int) (
 	}
 }
 
-func bridgeFIFO(ctx context.Context, addrs []string, f *fakeFIFO, n int) (func() error, func() error, error) {
+func bridgeOnFakes(ctx context.Context, addrs []string, f *fakeSQS, n int) (func() error, func() error, error) {
 	return bridgeRun(ctx, addrs, "orders", n, &sqs.Options{
 		Region: "us-east-1", Endpoint: "http://fake", Transport: f, Credentials: credentials.NewStaticCredentialsProvider("x", "x", ""),
-	}, "orders.fifo", nil)
+	}, f.queue, nil)
 }
 
-func rawOneByOne(ctx context.Context, addrs []string, f *fakeFIFO, n int) (func() error, func() error, error) {
+func (f *fakeSQS) client() *awssqs.Client {
+	cfg := awsConfig()
+	cfg.BaseEndpoint, cfg.HTTPClient = aws.String("http://fake"), &http.Client{Transport: f}
+	return awssqs.NewFromConfig(cfg)
+}
+
+func (f *fakeSQS) url() string { return "http://fake/1/" + f.queue }
+
+func pipeOnFakes(ctx context.Context, addrs []string, f *fakeSQS, n int) (func() error, func() error, error) {
+	return func() error {
+		return pipeByHand(ctx, addrs, "orders", rawQueue{client: f.client(), url: aws.String(f.url())}, n)
+	}, nothing, nil
+}
+
+func rawOneByOne(ctx context.Context, addrs []string, f *fakeSQS, n int) (func() error, func() error, error) {
 	cl, err := kgo.NewClient(kgo.SeedBrokers(addrs...), kgo.ConsumeTopics("orders"), kgo.ConsumerGroup("g"),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.DisableAutoCommit())
 	if err != nil {
 		return nil, nil, err
 	}
-	cfg := awsConfig()
-	cfg.BaseEndpoint, cfg.HTTPClient = aws.String("http://fake"), &http.Client{Transport: f}
-	client := awssqs.NewFromConfig(cfg)
+	client := f.client()
 	return func() error {
 		for got := 0; got < n; {
 			fs := cl.PollRecords(ctx, 10)
@@ -231,7 +262,7 @@ func rawOneByOne(ctx context.Context, addrs []string, f *fakeFIFO, n int) (func(
 			if len(rs) == 0 {
 				continue
 			}
-			in := &awssqs.SendMessageBatchInput{QueueUrl: aws.String("http://fake/1/orders.fifo")}
+			in := &awssqs.SendMessageBatchInput{QueueUrl: aws.String(f.url())}
 			for i, r := range rs {
 				in.Entries = append(in.Entries, types.SendMessageBatchRequestEntry{
 					Id: aws.String(fmt.Sprint(i)), MessageBody: aws.String(string(r.Value)), MessageGroupId: aws.String(string(r.Key)),
@@ -247,16 +278,18 @@ func rawOneByOne(ctx context.Context, addrs []string, f *fakeFIFO, n int) (func(
 	}, func() error { cl.Close(); return nil }, nil
 }
 
-// A fakeFIFO answers what the clients ask of one FIFO queue, slowly, and keeps
-// what tells order and duplicates.
-type fakeFIFO struct {
+// A fakeSQS answers what the clients ask of one queue, slowly, and keeps what
+// tells order and duplicates: every body begins with the number of its record.
+type fakeSQS struct {
+	queue    string
 	mu       sync.Mutex
-	last     map[string]string // group: the last body
-	seen     map[string]bool   // dedup ids
-	disorder atomic.Int64
+	last     map[string]int // group: the last number
+	seen     map[int]bool
+	disorder int
+	repeats  int
 }
 
-func (f *fakeFIFO) RoundTrip(req *http.Request) (*http.Response, error) {
+func (f *fakeSQS) RoundTrip(req *http.Request) (*http.Response, error) {
 	body, err := io.ReadAll(req.Body)
 	if err != nil {
 		return nil, err
@@ -264,13 +297,16 @@ func (f *fakeFIFO) RoundTrip(req *http.Request) (*http.Response, error) {
 	var out any
 	switch op := strings.TrimPrefix(req.Header.Get("X-Amz-Target"), "AmazonSQS."); op {
 	case "GetQueueUrl":
-		out = map[string]string{"QueueUrl": "http://fake/1/orders.fifo"}
+		out = map[string]string{"QueueUrl": f.url()}
 	case "GetQueueAttributes":
-		out = map[string]any{"Attributes": map[string]string{
-			"FifoQueue": "true", "ContentBasedDeduplication": "false", "MaximumMessageSize": "1048576",
-			"VisibilityTimeout": "30", "MessageRetentionPeriod": "345600", "DelaySeconds": "0", "ReceiveMessageWaitTimeSeconds": "0",
-			"QueueArn": "arn:aws:sqs:us-east-1:1:orders.fifo",
-		}}
+		attributes := map[string]string{
+			"MaximumMessageSize": "1048576", "VisibilityTimeout": "30", "MessageRetentionPeriod": "345600", "DelaySeconds": "0",
+			"ReceiveMessageWaitTimeSeconds": "0", "QueueArn": "arn:aws:sqs:us-east-1:1:" + f.queue,
+		}
+		if f.queue == fifoQueue {
+			attributes["FifoQueue"], attributes["ContentBasedDeduplication"] = "true", "false"
+		}
+		out = map[string]any{"Attributes": attributes}
 	case "SendMessageBatch":
 		<-time.After(requestTime)
 		if out, err = f.send(body); err != nil {
@@ -289,9 +325,9 @@ func (f *fakeFIFO) RoundTrip(req *http.Request) (*http.Response, error) {
 	}, nil
 }
 
-func (f *fakeFIFO) send(body []byte) (any, error) {
+func (f *fakeSQS) send(body []byte) (any, error) {
 	var in struct {
-		Entries []struct{ Id, MessageBody, MessageGroupId, MessageDeduplicationId string }
+		Entries []struct{ Id, MessageBody, MessageGroupId string }
 	}
 	if err := json.Unmarshal(body, &in); err != nil {
 		return nil, err
@@ -300,15 +336,19 @@ func (f *fakeFIFO) send(body []byte) (any, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for i, e := range in.Entries {
-		ok[i] = map[string]string{"Id": e.Id, "MessageId": e.MessageDeduplicationId, "SequenceNumber": fmt.Sprint(len(f.seen))}
-		if f.seen[e.MessageDeduplicationId] {
+		n := number(e.MessageBody)
+		ok[i] = map[string]string{"Id": e.Id, "MessageId": strconv.Itoa(n), "SequenceNumber": strconv.Itoa(len(f.seen))}
+		if f.seen[n] {
+			f.repeats++
+		}
+		f.seen[n] = true
+		if f.queue != fifoQueue {
 			continue
 		}
-		f.seen[e.MessageDeduplicationId] = true
-		if prev, ok := f.last[e.MessageGroupId]; ok && number(e.MessageBody) < number(prev) {
-			f.disorder.Add(1)
+		if prev, ok := f.last[e.MessageGroupId]; ok && n < prev {
+			f.disorder++
 		}
-		f.last[e.MessageGroupId] = e.MessageBody
+		f.last[e.MessageGroupId] = n
 	}
 	return map[string]any{"Successful": ok}, nil
 }
@@ -324,11 +364,11 @@ func number(body string) int {
 	return n
 }
 
-func (f *fakeFIFO) verify(n int) error {
+func (f *fakeSQS) verify(n int) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if d := f.disorder.Load(); d > 0 {
-		return fmt.Errorf("%d out of order", d)
+	if f.disorder > 0 || f.repeats > 0 {
+		return fmt.Errorf("%d out of order, %d twice", f.disorder, f.repeats)
 	}
 	return counted(int64(len(f.seen)), n)
 }

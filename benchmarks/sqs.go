@@ -26,22 +26,23 @@ const sqsEnv = "BROKER_TEST_SQS"
 
 func sqsScenarios() []scenario {
 	needs := []string{sqsEnv}
-	full := filled(sqsQueue, rawSQS)
+	full := filled(sqsQueue, rawSQS(false))
 	flood := scenario{
 		name:     "sqs send, 1 goroutine",
-		what:     "Standard queue. The raw client sends hand-made batches of 10, 32 requests at a time; the broker gets batches of 10,000, each awaited, or an AsyncPublisher (plain: the body alone goes over the wire, as with the raw client, and no ID); the peers have a blocking call only.",
+		what:     "Standard queue. The raw client sends hand-made batches of 10, 32 requests at a time; the broker gets batches of 10,000, each awaited, or an AsyncPublisher (an ID goes with each message; plain: the body alone); the peers have a blocking call only.",
 		messages: 60_000, needs: needs,
 		contenders: []contender{
-			{name: "raw batcher", open: flooding(sqsQueue, rawSQS)},
+			{name: "raw batcher", open: flooding(sqsQueue, rawSQS(false))},
 			{name: "broker", open: flooding(sqsQueue, brokerSQS(false))},
+			{name: "raw batcher, with an ID", open: flooding(sqsQueue, rawSQS(true))},
 			{name: "broker, plain", open: flooding(sqsQueue, brokerSQS(true))},
 			{name: "broker, plain, async", open: flooding(sqsQueue, asyncSQS)},
 			{name: "Watermill", open: flooding(sqsQueue, watermillSQS), fraction: 0.05},
 			{name: "Go CDK", open: flooding(sqsQueue, cdkSQS), fraction: 0.05},
 		},
 		targets: []target{
-			{of: "broker", over: "raw batcher", atLeast: 0.95},
-			{of: "broker", over: "raw batcher", maxCPU: 1.15},
+			{of: "broker", over: "raw batcher, with an ID", atLeast: 0.95},
+			{of: "broker", over: "raw batcher, with an ID", maxCPU: 1.15},
 			{of: "broker, plain", over: "raw batcher", atLeast: 0.95},
 			{of: "broker, plain", over: "raw batcher", maxCPU: 1.15},
 			{of: "broker, plain, async", over: "raw batcher", atLeast: 0.95},
@@ -54,7 +55,7 @@ func sqsScenarios() []scenario {
 		what:     "Receives of 10 from 8 long pollers, deletes in batches of 10.",
 		messages: 20_000, needs: needs,
 		contenders: []contender{
-			{name: "raw batcher", open: reading(full, rawSQS)},
+			{name: "raw batcher", open: reading(full, rawSQS(false))},
 			{name: "broker", open: reading(full, brokerSQS(false))},
 			{name: "Watermill", open: reading(full, watermillSQS), fraction: 0.3},
 			{name: "Go CDK", open: reading(full, cdkSQS)},
@@ -73,7 +74,7 @@ func sqsScenarios() []scenario {
 			what:     "A blocking call for each message from 64 goroutines. The raw batcher coalesces them by hand.",
 			messages: 40_000, needs: needs,
 			contenders: []contender{
-				{name: "raw batcher", open: sending(sqsQueue, rawSQS)},
+				{name: "raw batcher", open: sending(sqsQueue, rawSQS(false))},
 				{name: "broker", open: sending(sqsQueue, brokerSQS(false))},
 				{name: "Watermill", open: sending(sqsQueue, watermillSQS), fraction: 0.2},
 				{name: "Go CDK", open: sending(sqsQueue, cdkSQS), fraction: 0.5},
@@ -89,7 +90,7 @@ func sqsScenarios() []scenario {
 		{
 			name: "sqs queue, half load", what: halfLoadWhat, messages: 10_000, needs: needs,
 			contenders: []contender{
-				{name: "raw batcher", open: halfLoad(sqsQueue, rawSQS)},
+				{name: "raw batcher", open: halfLoad(sqsQueue, rawSQS(false))},
 				{name: "broker", open: halfLoad(sqsQueue, brokerSQS(false))},
 				{name: "Watermill", open: halfLoad(sqsQueue, watermillSQS), fraction: 0.3},
 				{name: "Go CDK", open: halfLoad(sqsQueue, cdkSQS)},
@@ -145,21 +146,27 @@ func sqsQueue(ctx context.Context, _ int) (place, error) {
 type rawQueue struct {
 	client *awssqs.Client
 	url    *string
+	ids    bool // an attribute with an ID goes with each message, as the broker's does
 }
 
-func openRawQueue(ctx context.Context, name string) (rawQueue, error) {
+func openRawQueue(ctx context.Context, name string, ids bool) (rawQueue, error) {
 	client := awssqs.NewFromConfig(awsConfig())
 	out, err := client.GetQueueUrl(ctx, &awssqs.GetQueueUrlInput{QueueName: &name})
 	if err != nil {
 		return rawQueue{}, err
 	}
-	return rawQueue{client, out.QueueUrl}, nil
+	return rawQueue{client, out.QueueUrl, ids}, nil
 }
 
 func (q rawQueue) sendTen(ctx context.Context, bodies []string) error {
 	in := &awssqs.SendMessageBatchInput{QueueUrl: q.url, Entries: make([]types.SendMessageBatchRequestEntry, len(bodies))}
 	for i := range bodies {
 		in.Entries[i] = types.SendMessageBatchRequestEntry{Id: aws.String(strconv.Itoa(i)), MessageBody: &bodies[i]}
+		if q.ids {
+			in.Entries[i].MessageAttributes = map[string]types.MessageAttributeValue{
+				"id": {DataType: aws.String("String"), StringValue: aws.String(broker.NewID())},
+			}
+		}
 	}
 	out, err := q.client.SendMessageBatch(ctx, in)
 	if err != nil {
@@ -169,28 +176,28 @@ func (q rawQueue) sendTen(ctx context.Context, bodies []string) error {
 }
 
 // rawSQS is what somebody who measures would write by hand.
-func rawSQS(ctx context.Context, p place) (rig, error) {
-	q, err := openRawQueue(ctx, p.name)
-	if err != nil {
-		return rig{}, err
+func rawSQS(ids bool) makeRig {
+	return func(ctx context.Context, p place) (rig, error) {
+		q, err := openRawQueue(ctx, p.name, ids)
+		if err != nil {
+			return rig{}, err
+		}
+		send, stop := q.coalesced(ctx)
+		return rig{send: send, flood: q.flood, read: q.read, stop: stop}, nil
 	}
-	send, stop := q.coalesced(ctx)
-	return rig{
-		send: send,
-		flood: func(ctx context.Context, n int) error {
-			body := string(payload())
-			var left atomic.Int64
-			left.Store(int64(n))
-			return parallel(32, (n+9)/10, func() error {
-				bodies := make([]string, min(10, left.Add(-10)+10))
-				for i := range bodies {
-					bodies[i] = body
-				}
-				return q.sendTen(ctx, bodies)
-			})
-		},
-		read: q.read, stop: stop,
-	}, nil
+}
+
+func (q rawQueue) flood(ctx context.Context, n int) error {
+	body := string(payload())
+	var left atomic.Int64
+	left.Store(int64(n))
+	return parallel(32, (n+9)/10, func() error {
+		bodies := make([]string, min(10, left.Add(-10)+10))
+		for i := range bodies {
+			bodies[i] = body
+		}
+		return q.sendTen(ctx, bodies)
+	})
 }
 
 // coalesced lets callers hand their message to one of eight senders, which take
@@ -347,7 +354,7 @@ func watermillSQS(_ context.Context, p place) (rig, error) {
 }
 
 func cdkSQS(ctx context.Context, p place) (rig, error) {
-	q, err := openRawQueue(ctx, p.name)
+	q, err := openRawQueue(ctx, p.name, false)
 	if err != nil {
 		return rig{}, err
 	}
