@@ -35,6 +35,9 @@ func main() {
 		fail(errors.New("want declare, publish or work"))
 	}
 	fail(flags.Parse(os.Args[2:]))
+	if n < 1 {
+		fail(fmt.Errorf("-n %d: want at least 1", n))
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	commands := map[string]func(context.Context) error{
