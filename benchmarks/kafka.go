@@ -219,11 +219,12 @@ func brokerKafka(ctx context.Context, p place) (rig, error) {
 	}, err
 }
 
-// floodStream publishes batches to a stream of the broker, some of them under
-// way at once, with the keys if there are any.
+// floodStream publishes batches, of up to 16 MiB, to a stream of the broker,
+// some of them under way at once, with the keys if there are any.
 func floodStream(s broker.Stream, batch, underWay int, keys [][]byte) func(context.Context, int) error {
 	return func(ctx context.Context, n int) error {
 		body := payload()
+		batch := max(1, min(batch, 16<<20/len(body)))
 		slots, errs := make(chan struct{}, underWay), make([]error, (n+batch-1)/batch)
 		var batches sync.WaitGroup
 		for k := range errs {

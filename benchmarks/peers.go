@@ -30,10 +30,11 @@ func sendTo(q broker.Queue) func(context.Context, []byte) error {
 	}
 }
 
-// floodTo publishes batches to a queue of the broker.
+// floodTo publishes batches, of up to 16 MiB, to a queue of the broker.
 func floodTo(q broker.Queue, batch int) func(context.Context, int) error {
 	return func(ctx context.Context, n int) error {
 		body := payload()
+		batch := max(1, min(batch, 16<<20/len(body)))
 		for left := n; left > 0; left -= batch {
 			ms := make([]broker.Message, min(batch, left))
 			for i := range ms {
@@ -77,11 +78,10 @@ func watermillSend(p message.Publisher, topic string) func(context.Context, []by
 	}
 }
 
-// watermillRead subscribes and reads.
+// watermillRead subscribes and reads. It goes on to acknowledge when this
+// returns, until the subscriber is closed.
 func watermillRead(s message.Subscriber, topic string) func(context.Context, func([]byte) bool) error {
 	return func(ctx context.Context, got func([]byte) bool) error {
-		ctx, cancel := context.WithCancel(ctx)
-		defer cancel()
 		in, err := s.Subscribe(ctx, topic)
 		if err != nil {
 			return err

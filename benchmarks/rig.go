@@ -95,7 +95,8 @@ func parallel(goroutines, n int, f func() error) error {
 }
 
 // set opens a contender at a place of its own for a run of n messages; done
-// closes the clients, sees that the place holds left messages, and removes it.
+// sees that the place holds left messages (less than 0: any number), closes the
+// clients, and removes it. The clients go last, since some acknowledge late.
 func set(ctx context.Context, at makePlace, with makeRig, n, left int) (rig, func() error, error) {
 	p, err := at(ctx, n)
 	if err != nil {
@@ -106,13 +107,13 @@ func set(ctx context.Context, at makePlace, with makeRig, n, left int) (rig, fun
 		return rig{}, nil, errors.Join(err, p.remove(ctx))
 	}
 	return r, func() error {
-		return errors.Join(r.stop(), p.holds(ctx, left), p.remove(ctx))
+		return errors.Join(p.holds(ctx, left), r.stop(), p.remove(ctx))
 	}, nil
 }
 
 // holds waits for the place to hold n messages: some brokers count late.
 func (p place) holds(ctx context.Context, n int) error {
-	if p.held == nil || p.keeps && n == 0 {
+	if p.held == nil || n < 0 || p.keeps && n == 0 {
 		return nil
 	}
 	var got int64
@@ -274,7 +275,7 @@ func flow(ctx context.Context, r rig, lanes, n int) error {
 // at half of that.
 func halfLoad(at makePlace, with makeRig) opener {
 	return func(ctx context.Context, n int) (func() error, func() error, error) {
-		r, remove, err := set(ctx, at, with, n, 0)
+		r, remove, err := set(ctx, at, with, n, -1)
 		if err != nil {
 			return nil, nil, err
 		}
