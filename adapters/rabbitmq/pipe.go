@@ -15,8 +15,8 @@ type pipe struct {
 	net.Conn
 
 	mu     sync.Mutex
-	buf    []byte
-	spare  []byte
+	chunks [][]byte // all but the last are full
+	free   [][]byte
 	err    error
 	closed bool
 	wake   chan struct{}
@@ -26,8 +26,12 @@ type pipe struct {
 // pipeLinger bounds how long Close waits for the last bytes to leave.
 const pipeLinger = 200 * time.Millisecond
 
-// pipeKeep is the largest buffer kept for reuse.
-const pipeKeep = 1 << 20
+// The buffer grows by chunks, so that what it holds is copied once however much
+// that is; up to pipeKeep of them are kept for reuse.
+const (
+	pipeChunk = 64 << 10
+	pipeKeep  = 16
+)
 
 func newPipe(c net.Conn) *pipe {
 	p := &pipe{Conn: c, wake: make(chan struct{}, 1), done: make(chan struct{})}
@@ -44,9 +48,27 @@ func (p *pipe) Write(b []byte) (int, error) {
 	if p.closed {
 		return 0, net.ErrClosed
 	}
-	p.buf = append(p.buf, b...)
+	for rest := b; len(rest) > 0; {
+		last := len(p.chunks) - 1
+		if last < 0 || len(p.chunks[last]) == cap(p.chunks[last]) {
+			p.chunks, last = append(p.chunks, p.chunk()), last+1
+		}
+		c := p.chunks[last]
+		n := copy(c[len(c):cap(c)], rest)
+		p.chunks[last], rest = c[:len(c)+n], rest[n:]
+	}
 	p.signal()
 	return len(b), nil
+}
+
+// chunk returns an empty one. p.mu is held.
+func (p *pipe) chunk() []byte {
+	if n := len(p.free); n > 0 {
+		c := p.free[n-1]
+		p.free = p.free[:n-1]
+		return c
+	}
+	return make([]byte, 0, pipeChunk)
 }
 
 func (p *pipe) signal() {
@@ -58,24 +80,25 @@ func (p *pipe) signal() {
 
 func (p *pipe) run() {
 	defer close(p.done)
+	var out, sent [][]byte
 	for range p.wake {
 		p.mu.Lock()
-		out, closed := p.buf, p.closed
-		p.buf = p.spare[:0]
-		p.spare = nil
+		out, p.chunks = p.chunks, out[:0]
+		closed := p.closed
 		p.mu.Unlock()
-		var err error
-		if len(out) > 0 {
-			_, err = p.Conn.Write(out)
-		}
+		sent = append(sent[:0], out...)
+		rest := net.Buffers(out) // WriteTo takes out what it has written
+		_, err := rest.WriteTo(p.Conn)
 		p.mu.Lock()
-		if cap(out) <= pipeKeep {
-			p.spare = out
+		for _, c := range sent[:min(len(sent), pipeKeep-len(p.free))] {
+			p.free = append(p.free, c[:0])
 		}
 		if err != nil {
-			p.err, p.buf = err, nil
+			p.err, p.chunks = err, nil
 		}
 		p.mu.Unlock()
+		clear(out)
+		clear(sent)
 		if closed || err != nil {
 			return
 		}

@@ -249,8 +249,12 @@ func TestPipe(t *testing.T) {
 	near, far := net.Pipe()
 	p := newPipe(near)
 	var want bytes.Buffer
-	for range 500 {
-		b := bytes.Repeat([]byte{byte(rand.IntN(256))}, rand.IntN(3000))
+	for i := range 500 {
+		size := rand.IntN(3000)
+		if i%50 == 0 {
+			size = rand.IntN(3 * pipeChunk)
+		}
+		b := bytes.Repeat([]byte{byte(rand.IntN(256))}, size)
 		want.Write(b)
 		if _, err := p.Write(b); err != nil { // nobody reads yet
 			t.Fatal(err)
