@@ -27,8 +27,8 @@ import (
 	"github.com/queuestream/broker/bridge"
 )
 
-// requestTime is what a request to the slow fake SQS takes.
-const requestTime = 5 * time.Millisecond
+// slow is what a request to the slow fake SQS takes.
+const slow = 5 * time.Millisecond
 
 func bridgeScenarios() []scenario {
 	begin, source := share(filled(kafkaTopic, rawKafka))
@@ -54,8 +54,8 @@ func bridgeScenarios() []scenario {
 			what:     "In-process fakes of both; the fake SQS checks that the keys keep their order and nothing comes twice. By hand: what keeps the order without thinking, one request of 10 at a time.",
 			messages: 40_000,
 			contenders: []contender{
-				{name: "one request at a time", open: onFakes(fifoQueue, rawOneByOne), fraction: 0.1},
-				{name: "bridge", open: onFakes(fifoQueue, bridgeOnFakes)},
+				{name: "one request at a time", open: onFakes(fifoQueue, slow, rawOneByOne), fraction: 0.1},
+				{name: "bridge", open: onFakes(fifoQueue, slow, bridgeOnFakes)},
 			},
 			targets: []target{{of: "bridge", over: "one request at a time", atLeast: 10}},
 		},
@@ -64,8 +64,18 @@ func bridgeScenarios() []scenario {
 			what:     "In-process fakes of both. By hand: poll, send batches of 10, 32 requests at a time, commit.",
 			messages: 100_000,
 			contenders: []contender{
-				{name: "raw clients by hand", open: onFakes(standardQueue, pipeOnFakes)},
-				{name: "bridge", open: onFakes(standardQueue, bridgeOnFakes)},
+				{name: "raw clients by hand", open: onFakes(standardQueue, slow, pipeOnFakes)},
+				{name: "bridge", open: onFakes(standardQueue, slow, bridgeOnFakes)},
+			},
+			targets: []target{{of: "bridge", over: "raw clients by hand", atLeast: 0.9}},
+		},
+		{
+			name:     "bridge, kafka to standard sqs, 0 ms a request",
+			what:     "The same with a fake SQS that answers at once: what the clients themselves cost.",
+			messages: 100_000,
+			contenders: []contender{
+				{name: "raw clients by hand", open: onFakes(standardQueue, 0, pipeOnFakes)},
+				{name: "bridge", open: onFakes(standardQueue, 0, bridgeOnFakes)},
 			},
 			targets: []target{{of: "bridge", over: "raw clients by hand", atLeast: 0.9}},
 		},
@@ -188,8 +198,8 @@ const (
 )
 
 // onFakes starts a fake Kafka with n records of 5,000 keys and a fake SQS with
-// one queue.
-func onFakes(queue string, run func(ctx context.Context, addrs []string, f *fakeSQS, n int) (func() error, func() error, error)) opener {
+// one queue, which takes a time for each batch that it is sent.
+func onFakes(queue string, takes time.Duration, run func(ctx context.Context, addrs []string, f *fakeSQS, n int) (func() error, func() error, error)) opener {
 	return func(ctx context.Context, n int) (func() error, func() error, error) {
 		cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(12, "orders"))
 		if err != nil {
@@ -207,7 +217,7 @@ func onFakes(queue string, run func(ctx context.Context, addrs []string, f *fake
 			return nil, nil, err
 		}
 		cl.Close()
-		f := &fakeSQS{queue: queue, last: map[string]int{}, seen: map[int]bool{}}
+		f := &fakeSQS{queue: queue, takes: takes, last: map[string]int{}, seen: map[int]bool{}}
 		work, done, err := run(ctx, cluster.ListenAddrs(), f, n)
 		if err != nil {
 			return nil, nil, err
@@ -278,10 +288,11 @@ func rawOneByOne(ctx context.Context, addrs []string, f *fakeSQS, n int) (func()
 	}, func() error { cl.Close(); return nil }, nil
 }
 
-// A fakeSQS answers what the clients ask of one queue, slowly, and keeps what
+// A fakeSQS answers what the clients ask of one queue, and keeps what
 // tells order and duplicates: every body begins with the number of its record.
 type fakeSQS struct {
 	queue    string
+	takes    time.Duration
 	mu       sync.Mutex
 	last     map[string]int // group: the last number
 	seen     map[int]bool
@@ -308,7 +319,7 @@ func (f *fakeSQS) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 		out = map[string]any{"Attributes": attributes}
 	case "SendMessageBatch":
-		<-time.After(requestTime)
+		<-time.After(f.takes)
 		if out, err = f.send(body); err != nil {
 			return nil, err
 		}
