@@ -142,6 +142,22 @@ func await(ctx context.Context, ask func() (bool, error)) error {
 	}
 }
 
+// repeat asks until it is answered, an error lasts, ctx ends, or retryTimeout
+// has passed. The client repeats most requests itself, but not the search for
+// a coordinator that some begin with.
+func repeat(ctx context.Context, ask func() error) error {
+	within, cancel := context.WithTimeout(ctx, retryTimeout)
+	defer cancel()
+	err := await(within, func() (bool, error) {
+		err := ask()
+		return err == nil, err
+	})
+	if err != nil && within.Err() != nil && ctx.Err() == nil {
+		return fmt.Errorf("%w for %v: %w", broker.ErrUnavailable, retryTimeout, err)
+	}
+	return err
+}
+
 func (b *Broker) compareTopic(ctx context.Context, name string, partitions, replicas int, want map[string]string) error {
 	details, err := b.admin.ListTopics(ctx, name)
 	if err != nil {

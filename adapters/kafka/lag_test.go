@@ -161,7 +161,16 @@ func lagOfACompactedStream(t *testing.T, o *kafka.Options) {
 			publishMore()
 		default:
 		}
-		left := int64(len(values(t, s, false)))
+		left := int64(0)
+		for _, err := range s.Read(ctx, broker.Range{}) {
+			if errors.Is(err, broker.ErrOutOfRange) {
+				return false // unlike Kafka's, kfake's compaction moves the begin of the log
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			left++
+		}
 		lag, err := s.Lag(ctx, "nobody-"+s.Name())
 		if err != nil {
 			t.Fatal(err)

@@ -51,25 +51,23 @@ func (s *Stream) after(ctx context.Context, ms int64) (map[int32]int64, error) {
 
 func (s *Stream) offsets(ctx context.Context, list func(context.Context, ...string) (kadm.ListedOffsets, error)) (map[int32]int64, error) {
 	var out map[int32]int64
-	ctx, cancel := context.WithTimeout(ctx, retryTimeout)
-	defer cancel()
 	// A leader that moves, or has just begun, refuses for a moment.
-	return out, await(ctx, func() (bool, error) {
+	return out, repeat(ctx, func() error {
 		listed, err := list(ctx, s.topic.name)
 		if err != nil {
-			return false, authError(err)
+			return authError(err)
 		}
 		out = make(map[int32]int64, len(listed[s.topic.name]))
 		for p, o := range listed[s.topic.name] {
 			if o.Err != nil {
-				return false, o.Err
+				return o.Err
 			}
 			out[p] = o.Offset
 		}
 		if len(out) == 0 {
-			return false, kerr.UnknownTopicOrPartition
+			return kerr.UnknownTopicOrPartition
 		}
-		return true, nil
+		return nil
 	})
 }
 
@@ -129,9 +127,7 @@ type stored struct {
 // stores some.
 func (s *Stream) storedOffsets(ctx context.Context, group string) (map[int32]stored, error) {
 	out := map[int32]stored{}
-	ctx, cancel := context.WithTimeout(ctx, retryTimeout)
-	defer cancel()
-	return out, concurrent(ctx, func() error {
+	return out, repeat(ctx, func() error {
 		all, err := s.b.admin.FetchOffsetsForTopics(kadm.RequireStable(ctx), group, s.topic.name)
 		if errors.Is(err, kerr.GroupIDNotFound) { // nobody has joined it yet
 			return nil

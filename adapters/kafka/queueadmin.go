@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/queuestream/broker"
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 )
 
@@ -199,9 +200,12 @@ func (b *Broker) deleteQueue(ctx context.Context, name string) error {
 		return err
 	}
 	// A group with members goes when they do, as its topics are gone.
-	_, err := b.admin.DeleteGroup(ctx, shareGroup(name))
+	err := repeat(ctx, func() error {
+		_, err := b.admin.DeleteGroup(ctx, shareGroup(name))
+		return authError(err)
+	})
 	if err != nil && !errors.Is(err, kerr.GroupIDNotFound) && !errors.Is(err, kerr.NonEmptyGroup) {
-		return bounded(ctx, authError(err))
+		return err
 	}
 	return b.setEntry(ctx, name, queueEntry{})
 }
@@ -248,16 +252,20 @@ func (b *Broker) backlog(ctx context.Context, queue, name string) (s *Stream, fr
 	if from, to, err = s.bounds(ctx, true); err != nil {
 		return nil, nil, nil, 0, err
 	}
-	described, err := b.admin.DescribeShareGroupOffsets(ctx, shareGroup(queue))
-	if err == nil {
-		err = described[shareGroup(queue)].Err
-	}
+	var group kadm.DescribedShareGroupOffsets
+	err = repeat(ctx, func() error {
+		described, err := b.admin.DescribeShareGroupOffsets(ctx, shareGroup(queue))
+		if group = described[shareGroup(queue)]; err == nil {
+			err = group.Err
+		}
+		return authError(err)
+	})
 	if err != nil && !errors.Is(err, kerr.GroupIDNotFound) {
-		return nil, nil, nil, 0, bounded(ctx, authError(err))
+		return nil, nil, nil, 0, err
 	}
 	for p := range to {
 		lag := max(0, to[p]-from[p])
-		if o, ok := described[shareGroup(queue)].Offsets[name][p]; ok && o.Err == nil && o.StartOffset >= 0 {
+		if o, ok := group.Offsets[name][p]; ok && o.Err == nil && o.StartOffset >= 0 {
 			from[p] = max(from[p], o.StartOffset)
 			if lag = max(0, to[p]-from[p]); o.Lag >= 0 {
 				lag = min(lag, o.Lag)
@@ -292,11 +300,14 @@ func (b *Broker) queueStats(ctx context.Context, queue string) (broker.QueueStat
 	case !errors.Is(classify(err), broker.ErrNotFound):
 		return unknown, err
 	}
-	groups, err := b.admin.DescribeShareGroups(ctx, shareGroup(queue))
+	err = repeat(ctx, func() error {
+		groups, err := b.admin.DescribeShareGroups(ctx, shareGroup(queue))
+		stats.Consumers = int64(len(groups[shareGroup(queue)].Members))
+		return authError(err)
+	})
 	if err != nil {
-		return unknown, bounded(ctx, authError(err))
+		return unknown, err
 	}
-	stats.Consumers = int64(len(groups[shareGroup(queue)].Members))
 	if ready == 0 {
 		return stats, nil
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -417,4 +418,46 @@ func TestQueueReplaced(t *testing.T) {
 			return len(ds) > 0
 		})
 	})
+}
+
+// A connection that breaks while a group's coordinator is looked for, as one
+// that was idle for too long does, is no error of what was asked.
+func TestBrokenSearchForACoordinator(t *testing.T) {
+	cluster := fake(t)
+	ctx := testContext(t)
+	for _, call := range []struct {
+		name string
+		do   func(b *kafka.Broker, s broker.Stream, queue string) error
+	}{
+		{"Lag", func(_ *kafka.Broker, s broker.Stream, _ string) error {
+			_, err := s.Lag(ctx, "group-"+s.Name())
+			return err
+		}},
+		{"QueueStats", func(b *kafka.Broker, _ broker.Stream, queue string) error {
+			_, err := b.QueueStats(ctx, queue)
+			return err
+		}},
+		{"DeleteQueue", func(b *kafka.Broker, _ broker.Stream, queue string) error { return b.DeleteQueue(ctx, queue) }},
+	} {
+		t.Run(call.name, func(t *testing.T) {
+			b := open(t, &kafka.Options{Brokers: cluster.ListenAddrs()})
+			s := declare(t, b, broker.StreamConfig{Partitions: 1})
+			queue := name(t)
+			declared := open(t, &kafka.Options{Brokers: cluster.ListenAddrs()}) // b knows no coordinator yet
+			if err := declared.DeclareQueue(ctx, queue, broker.QueueConfig{}); err != nil {
+				t.Fatal(err)
+			}
+			var broken atomic.Int32
+			cluster.ControlKey(kmsg.FindCoordinator.Int16(), func(kmsg.Request) (kmsg.Response, error, bool) { //nolint:revive // kfake's order
+				broken.Add(1)
+				return nil, errors.New("the connection breaks"), true
+			})
+			if err := call.do(b, s, queue); err != nil {
+				t.Error(err)
+			}
+			if broken.Load() == 0 {
+				t.Error("no connection was broken: this test shows nothing")
+			}
+		})
+	}
 }
