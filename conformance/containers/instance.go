@@ -21,6 +21,8 @@ const (
 	pollInterval = 100 * time.Millisecond
 	// probeTimeout bounds one look.
 	probeTimeout = 5 * time.Second
+	// freezeTries is how often a container that runs on is paused.
+	freezeTries = 50
 )
 
 // Instance is a broker that runs in a container, or somewhere behind an
@@ -121,13 +123,28 @@ func (in *Instance) Restart(ctx context.Context) error {
 // open, and nothing answers. Its clock goes on, so that timers which ran out
 // meanwhile fire at Resume. Pausing a paused broker is no error.
 func (in *Instance) Pause(ctx context.Context) error {
-	return in.control(ctx, "pause", func(ctx context.Context, e *engine) error {
+	return in.control(ctx, "pause", in.freeze)
+}
+
+// freeze tries again while the container runs on: a host with cgroup v1 cannot
+// freeze one that begins a process at that moment, and the engine gives up on
+// it at once (opencontainers/runc#4388).
+func (in *Instance) freeze(ctx context.Context, e *engine) error {
+	for tries := 1; ; tries++ {
 		_, err := e.api.ContainerPause(ctx, in.container, client.ContainerPauseOptions{})
-		if err != nil && in.state(ctx, e) == "paused" {
+		if err == nil {
 			return nil
 		}
-		return err
-	})
+		switch state := in.state(ctx, e); {
+		case state == "paused":
+			return nil
+		case state != "running" || tries == freezeTries:
+			return err
+		}
+		if pause(ctx, pollInterval) != nil {
+			return err
+		}
+	}
 }
 
 // Resume lets a paused broker go on and returns once it serves. Resuming one
