@@ -17,7 +17,7 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 5, "how often each contender runs")
 	flag.Float64Var(&o.scale, "scale", 1, "factor on the number of messages")
 	out := flag.String("out", "", "write the report to this file too")
-	profile := flag.String("cpuprofile", "", "write a CPU profile of the whole run")
+	profile := flag.String("cpuprofile", "", "write a CPU profile of the whole run, labelled by scenario and contender")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()

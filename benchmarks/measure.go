@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"runtime/pprof"
 	"slices"
 	"syscall"
 	"time"
@@ -93,7 +94,11 @@ func measure(ctx context.Context, s scenario, o options) (res []result, err erro
 		for k := range s.contenders {
 			i := (k + round) % len(s.contenders)
 			c := s.contenders[i]
-			smp, err := once(ctx, c, max(int(float64(n)*cmp.Or(c.fraction, 1)), 1))
+			var smp sample
+			var err error
+			pprof.Do(ctx, pprof.Labels("scenario", s.name, "contender", c.name), func(ctx context.Context) {
+				smp, err = once(ctx, c, max(int(float64(n)*cmp.Or(c.fraction, 1)), 1))
+			})
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", c.name, err)
 			}
