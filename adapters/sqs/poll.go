@@ -16,7 +16,7 @@ import (
 // full batches and there is room for more it starts others, up to
 // Options.MaxPollers; one that finds nothing ends, down to one. They ask for
 // what waiting Receives are short of. Ahead of that they fetch what the program
-// takes in a quarter of a second, if that fills a batch: a slow program's
+// takes in a quarter of a second, batch by batch, if that fills one: a slow program's
 // messages neither lose their leases in a buffer nor, when it is given back, an
 // attempt. One poll at a time is a long one: it is there for what comes later,
 // the others for what is there now, and what a Close leaves under way takes at
@@ -72,14 +72,19 @@ func (c *Consumer) claim(broken bool) (n int, wait time.Duration, end bool) {
 	return n, wait, false
 }
 
-// free returns for how many more messages there is use. c.mu is held.
+// free returns for how many more messages there is use. What nobody waits for
+// is fetched in full batches, since a request costs the same for one message
+// as for ten. c.mu is held.
 func (c *Consumer) free() int {
 	ready := c.inbox.Ready()
-	want := c.inbox.Demand()
+	room := min(c.prefetch-ready, c.total-c.inbox.Len())
+	n := min(c.inbox.Demand(), room) - c.reserved
 	if ahead := c.handed.perSecond() / 4; ahead >= batchEntries {
-		want = max(want, ahead-ready)
+		more := min(ahead-ready, room) - c.reserved
+		if n > 0 || more >= min(batchEntries, (c.prefetch+1)/2) {
+			n = max(n, more)
+		}
 	}
-	n := min(want, c.prefetch-ready, c.total-c.inbox.Len()) - c.reserved
 	return max(0, min(n, batchEntries))
 }
 

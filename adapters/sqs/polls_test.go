@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"strconv"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -177,6 +178,39 @@ func TestSlowProgramsFetchNothingAhead(t *testing.T) {
 			}
 		}
 	})
+}
+
+// What is fetched ahead comes in full batches, however the program takes it: a
+// request costs the same for one message as for ten.
+func TestPollsAheadAreFull(t *testing.T) {
+	for _, prefetch := range []int{0, 10} {
+		t.Run(strconv.Itoa(prefetch), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				const messages = 1000
+				f := newFake()
+				q := openQueue(t, openFake(t, f), "q", nil)
+				if _, err := q.PublishBatch(t.Context(), bodies(messages, nil)); err != nil {
+					t.Fatal(err)
+				}
+				c := consume(t, q, &broker.ConsumerOptions{Prefetch: prefetch})
+				tick := time.NewTicker(5 * time.Millisecond)
+				defer tick.Stop()
+				for range messages {
+					if err := receiveOne(t, c).Ack(t.Context()); err != nil {
+						t.Fatal(err)
+					}
+					<-tick.C
+				}
+				full := messages / batchEntries
+				if prefetch > 0 {
+					full *= 2 // there is room for half of it at a time
+				}
+				if n := f.requests("ReceiveMessage"); n > full*3/2 {
+					t.Errorf("%d polls for %d messages, want about %d", n, messages, full)
+				}
+			})
+		})
+	}
 }
 
 // A program that stands still gives back what was fetched for it, and finds
