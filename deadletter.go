@@ -67,17 +67,17 @@ func RedriveMessage(m Message) Message {
 
 func isDeadLetterHeader(key string) bool { return strings.HasPrefix(key, "x-dead-letter-") }
 
-// SourceHeaders returns the headers that tell where r was read.
+// SourceHeaders returns the headers that tell where r was read, sorted by key.
 func SourceHeaders(r *Record) Headers {
 	stream := ""
 	if a := r.Assignment(); a != nil {
 		stream = a.Stream
 	}
 	h := append(make(Headers, 0, 5),
-		Header{HeaderSourceStream, stream},
-		Header{HeaderSourcePartition, strconv.FormatInt(int64(r.Partition), 10)},
+		Header{HeaderSourceKey, string(r.Key)},
 		Header{HeaderSourceOffset, r.Offset().String()},
-		Header{HeaderSourceKey, string(r.Key)})
+		Header{HeaderSourcePartition, strconv.FormatInt(int64(r.Partition), 10)},
+		Header{HeaderSourceStream, stream})
 	if t := r.Time(); !t.IsZero() {
 		h = append(h, Header{HeaderSourceTime, t.UTC().Format(time.RFC3339Nano)})
 	}

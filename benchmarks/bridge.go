@@ -1,15 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -55,7 +54,7 @@ func bridgeScenarios() []scenario {
 			messages: 40_000,
 			contenders: []contender{
 				{name: "one request at a time", open: onFakes(fifoQueue, slow, rawOneByOne), fraction: 0.1},
-				{name: "bridge", open: onFakes(fifoQueue, slow, bridgeOnFakes)},
+				{name: "bridge", open: onFakes(fifoQueue, slow, bridgeOnFakes(false, nil))},
 			},
 			targets: []target{{of: "bridge", over: "one request at a time", atLeast: 10}},
 		},
@@ -64,8 +63,8 @@ func bridgeScenarios() []scenario {
 			what:     "In-process fakes of both. By hand: poll, send batches of 10, 32 requests at a time, commit.",
 			messages: 100_000,
 			contenders: []contender{
-				{name: "raw clients by hand", open: onFakes(standardQueue, slow, pipeOnFakes)},
-				{name: "bridge", open: onFakes(standardQueue, slow, bridgeOnFakes)},
+				{name: "raw clients by hand", open: onFakes(standardQueue, slow, pipeOnFakes(false))},
+				{name: "bridge", open: onFakes(standardQueue, slow, bridgeOnFakes(false, nil))},
 			},
 			targets: []target{{of: "bridge", over: "raw clients by hand", atLeast: 0.9}},
 		},
@@ -74,8 +73,11 @@ func bridgeScenarios() []scenario {
 			what:     "The same with a fake SQS that answers at once: what the clients themselves cost.",
 			messages: 100_000,
 			contenders: []contender{
-				{name: "raw clients by hand", open: onFakes(standardQueue, 0, pipeOnFakes)},
-				{name: "bridge", open: onFakes(standardQueue, 0, bridgeOnFakes)},
+				{name: "raw clients by hand", open: onFakes(standardQueue, 0, pipeOnFakes(false))},
+				{name: "raw clients by hand, with an ID", open: onFakes(standardQueue, 0, pipeOnFakes(true))},
+				{name: "bridge", open: onFakes(standardQueue, 0, bridgeOnFakes(false, nil))},
+				{name: "bridge, the ID alone", open: onFakes(standardQueue, 0, bridgeOnFakes(false, bodyAlone))},
+				{name: "bridge, plain", open: onFakes(standardQueue, 0, bridgeOnFakes(true, bodyAlone))},
 			},
 			targets: []target{{of: "bridge", over: "raw clients by hand", atLeast: 0.9}},
 		},
@@ -149,12 +151,7 @@ func pipeByHand(ctx context.Context, addrs []string, topic string, q rawQueue, n
 
 func bridgePipe(plain bool) func(ctx context.Context, topic, queue string, n int) (func() error, func() error, error) {
 	return func(ctx context.Context, topic, queue string, n int) (func() error, func() error, error) {
-		return bridgeRun(ctx, kafkaAddrs(), topic, n, sqsOptions(plain), queue, func(rt *bridge.Route) {
-			rt.Map = func(_ *broker.Record, t *broker.Message) error { // the body alone
-				t.Headers = nil
-				return nil
-			}
-		})
+		return bridgeRun(ctx, kafkaAddrs(), topic, n, sqsOptions(plain), queue, bodyAlone)
 	}
 }
 
@@ -199,7 +196,7 @@ const (
 
 // onFakes starts a fake Kafka with n records of 5,000 keys and a fake SQS with
 // one queue, which takes a time for each batch that it is sent.
-func onFakes(queue string, takes time.Duration, run func(ctx context.Context, addrs []string, f *fakeSQS, n int) (func() error, func() error, error)) opener {
+func onFakes(queue string, takes time.Duration, run fakesRun) opener {
 	return func(ctx context.Context, n int) (func() error, func() error, error) {
 		cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(12, "orders"))
 		if err != nil {
@@ -235,10 +232,24 @@ func onFakes(queue string, takes time.Duration, run func(ctx context.Context, ad
 	}
 }
 
-func bridgeOnFakes(ctx context.Context, addrs []string, f *fakeSQS, n int) (func() error, func() error, error) {
-	return bridgeRun(ctx, addrs, "orders", n, &sqs.Options{
-		Region: "us-east-1", Endpoint: "http://fake", Transport: f, Credentials: credentials.NewStaticCredentialsProvider("x", "x", ""),
-	}, f.queue, nil)
+// A fakesRun is a bridge between a fake Kafka and a fake SQS.
+type fakesRun func(ctx context.Context, addrs []string, f *fakeSQS, n int) (work func() error, stop func() error, err error)
+
+func bridgeOnFakes(plain bool, edit func(*bridge.Route)) fakesRun {
+	return func(ctx context.Context, addrs []string, f *fakeSQS, n int) (func() error, func() error, error) {
+		return bridgeRun(ctx, addrs, "orders", n, &sqs.Options{
+			Region: "us-east-1", Endpoint: "http://fake", Transport: f, Plain: plain,
+			Credentials: credentials.NewStaticCredentialsProvider("x", "x", ""),
+		}, f.queue, edit)
+	}
+}
+
+// bodyAlone makes a route's tasks as a pipe by hand does: no headers.
+func bodyAlone(rt *bridge.Route) {
+	rt.Map = func(_ *broker.Record, t *broker.Message) error {
+		t.Headers = nil
+		return nil
+	}
 }
 
 func (f *fakeSQS) client() *awssqs.Client {
@@ -249,10 +260,12 @@ func (f *fakeSQS) client() *awssqs.Client {
 
 func (f *fakeSQS) url() string { return "http://fake/1/" + f.queue }
 
-func pipeOnFakes(ctx context.Context, addrs []string, f *fakeSQS, n int) (func() error, func() error, error) {
-	return func() error {
-		return pipeByHand(ctx, addrs, "orders", rawQueue{client: f.client(), url: aws.String(f.url())}, n)
-	}, nothing, nil
+func pipeOnFakes(ids bool) fakesRun {
+	return func(ctx context.Context, addrs []string, f *fakeSQS, n int) (func() error, func() error, error) {
+		return func() error {
+			return pipeByHand(ctx, addrs, "orders", rawQueue{f.client(), aws.String(f.url()), ids}, n)
+		}, nothing, nil
+	}
 }
 
 func rawOneByOne(ctx context.Context, addrs []string, f *fakeSQS, n int) (func() error, func() error, error) {
@@ -301,54 +314,55 @@ type fakeSQS struct {
 }
 
 func (f *fakeSQS) RoundTrip(req *http.Request) (*http.Response, error) {
-	body, err := io.ReadAll(req.Body)
-	if err != nil {
+	body := make([]byte, req.ContentLength)
+	if _, err := io.ReadFull(req.Body, body); err != nil {
 		return nil, err
 	}
-	var out any
+	var out string
+	var err error
 	switch op := strings.TrimPrefix(req.Header.Get("X-Amz-Target"), "AmazonSQS."); op {
 	case "GetQueueUrl":
-		out = map[string]string{"QueueUrl": f.url()}
+		out = `{"QueueUrl":"` + f.url() + `"}`
 	case "GetQueueAttributes":
-		attributes := map[string]string{
-			"MaximumMessageSize": "1048576", "VisibilityTimeout": "30", "MessageRetentionPeriod": "345600", "DelaySeconds": "0",
-			"ReceiveMessageWaitTimeSeconds": "0", "QueueArn": "arn:aws:sqs:us-east-1:1:" + f.queue,
-		}
+		fifo := ""
 		if f.queue == fifoQueue {
-			attributes["FifoQueue"], attributes["ContentBasedDeduplication"] = "true", "false"
+			fifo = `,"FifoQueue":"true","ContentBasedDeduplication":"false"`
 		}
-		out = map[string]any{"Attributes": attributes}
+		out = `{"Attributes":{"MaximumMessageSize":"1048576","VisibilityTimeout":"30","MessageRetentionPeriod":"345600",` +
+			`"DelaySeconds":"0","ReceiveMessageWaitTimeSeconds":"0","QueueArn":"arn:aws:sqs:us-east-1:1:` + f.queue + `"` + fifo + `}}`
 	case "SendMessageBatch":
-		<-time.After(f.takes)
+		if f.takes > 0 {
+			<-time.After(f.takes)
+		}
 		if out, err = f.send(body); err != nil {
 			return nil, err
 		}
 	default:
 		return nil, fmt.Errorf("the fake SQS knows no %s", op)
 	}
-	b, err := json.Marshal(out)
-	if err != nil {
-		return nil, err
-	}
 	return &http.Response{
 		StatusCode: http.StatusOK, Status: "200 OK", Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Request: req,
-		Header: http.Header{"Content-Type": {"application/x-amz-json-1.0"}}, Body: io.NopCloser(strings.NewReader(string(b))), ContentLength: int64(len(b)),
+		Header: http.Header{"Content-Type": {"application/x-amz-json-1.0"}}, Body: io.NopCloser(strings.NewReader(out)), ContentLength: int64(len(out)),
 	}, nil
 }
 
-func (f *fakeSQS) send(body []byte) (any, error) {
-	var in struct {
-		Entries []struct{ Id, MessageBody, MessageGroupId string }
+// send reads what it checks by looking for it: decoding all that is sent would
+// cost as much as a client.
+func (f *fakeSQS) send(body []byte) (string, error) {
+	ids, bodies, groups := values(body, `"Id":"`), values(body, `"MessageBody":"`), values(body, `"MessageGroupId":"`)
+	if len(ids) == 0 || len(bodies) != len(ids) || f.queue == fifoQueue && len(groups) != len(ids) {
+		return "", fmt.Errorf("the fake SQS does not understand %.200q", body)
 	}
-	if err := json.Unmarshal(body, &in); err != nil {
-		return nil, err
-	}
-	ok := make([]map[string]string, len(in.Entries))
+	var out strings.Builder
+	out.WriteString(`{"Successful":[`)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for i, e := range in.Entries {
-		n := number(e.MessageBody)
-		ok[i] = map[string]string{"Id": e.Id, "MessageId": strconv.Itoa(n), "SequenceNumber": strconv.Itoa(len(f.seen))}
+	for i, id := range ids {
+		n := number(bodies[i])
+		if i > 0 {
+			out.WriteByte(',')
+		}
+		fmt.Fprintf(&out, `{"Id":"%s","MessageId":"%d","SequenceNumber":"%d"}`, id, n, len(f.seen))
 		if f.seen[n] {
 			f.repeats++
 		}
@@ -356,15 +370,32 @@ func (f *fakeSQS) send(body []byte) (any, error) {
 		if f.queue != fifoQueue {
 			continue
 		}
-		if prev, ok := f.last[e.MessageGroupId]; ok && n < prev {
+		if prev, ok := f.last[string(groups[i])]; ok && n < prev {
 			f.disorder++
 		}
-		f.last[e.MessageGroupId] = n
+		f.last[string(groups[i])] = n
 	}
-	return map[string]any{"Successful": ok}, nil
+	out.WriteString("]}")
+	return out.String(), nil
 }
 
-func number(body string) int {
+// values are the strings, without anything escaped, that follow name in a
+// compact JSON text.
+func values(text []byte, name string) [][]byte {
+	out := make([][]byte, 0, 10)
+	for {
+		i := bytes.Index(text, []byte(name))
+		if i < 0 {
+			return out
+		}
+		text = text[i+len(name):]
+		end := max(0, bytes.IndexByte(text, '"'))
+		out = append(out, text[:end])
+		text = text[end:]
+	}
+}
+
+func number(body []byte) int {
 	n := 0
 	for _, c := range body {
 		if c < '0' || c > '9' {
