@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -43,6 +44,42 @@ func TestDroppedMessagesAreLetGo(t *testing.T) {
 		one(t, c, "first")
 		one(t, c, "second")
 	})
+}
+
+// What a queue keeps of acknowledged messages, to use it again, is small: a
+// large body goes.
+func TestAcknowledgedBodiesAreLetGo(t *testing.T) {
+	for _, m := range []broker.Message{
+		{Body: make([]byte, smallBody+1)},
+		{Body: make([]byte, smallBody+1), ContentType: "x"},
+		{Body: make([]byte, smallBody)},
+		{Body: []byte("x"), ContentType: "x"},
+		{},
+	} {
+		b := open(t, nil)
+		q := declare(t, b, "q", broker.QueueConfig{})
+		c := consume(t, q, nil)
+		for range 10 {
+			send(t, q, m)
+		}
+		ds, err := c.Receive(t.Context(), 10)
+		check(t, err)
+		for _, d := range ds {
+			if len(d.Body) != len(m.Body) {
+				t.Fatalf("received %d bytes of %d", len(d.Body), len(m.Body))
+			}
+			check(t, d.Ack(t.Context()))
+		}
+		spare := slices.Concat(q.q.in.spare, q.q.spare)
+		for _, e := range spare {
+			if cap(e.msg.Body) > smallBody || cap(e.buf) > smallBody || e.msg.ContentType != "" {
+				t.Fatalf("kept: a body of %d bytes, a buffer of %d, content type %q", cap(e.msg.Body), cap(e.buf), e.msg.ContentType)
+			}
+		}
+		if len(ds) != 10 || len(spare) != 10 {
+			t.Fatalf("received %d, kept %d: want 10", len(ds), len(spare))
+		}
+	}
 }
 
 // The ring of ready messages keeps its order however many are dropped from it.

@@ -68,6 +68,8 @@ func (e *entry) reset() {
 	if !e.plain {
 		e.msg = broker.Message{}
 		e.group, e.gprev, e.gnext = nil, nil, nil
+	} else if len(e.msg.Body) > smallBody {
+		e.msg.Body = nil
 	}
 	e.due, e.expires, e.attempts, e.delivered = 0, 0, 0, false
 }
