@@ -1,11 +1,10 @@
 package broker
 
-import (
-	"context"
-	"sync"
-)
+import "context"
 
-// AsyncOptions configure an AsyncPublisher; nil selects the defaults.
+// AsyncOptions configure an AsyncPublisher or an AsyncAppender; nil selects the
+// defaults. Where it works natively, MaxBatch and MaxInFlight are the client's
+// own, and what is not answered counts as not sent.
 type AsyncOptions struct {
 	MaxBatch    int // messages in one PublishBatch; 0: 100
 	MaxInFlight int // batches at once; 0: 4
@@ -20,6 +19,18 @@ type AsyncPublishing interface {
 	AsyncPublish(ctx context.Context, m Message, done func(Receipt, error))
 }
 
+// AsyncAppending is for a Stream that pipelines by itself. With an error
+// AsyncAppend has refused r and sent nothing, and done is not called. Otherwise
+// done is called once, not before AsyncAppend returns, and until then r's
+// slices are the stream's. ctx bounds only what AsyncAppend itself may wait
+// for: room in the client, and what that has to ask the broker before a first
+// record. Records are stored, and their dones called, in order per partition;
+// a failure may be reported ahead of those before it. The stream must be closed
+// after its AsyncAppender, and answers by then what was left.
+type AsyncAppending interface {
+	AsyncAppend(ctx context.Context, r Record, done func(Receipt, error)) error
+}
+
 // An AsyncPublisher publishes without waiting for the answer: over
 // PublishBatch with several batches in flight, messages of one group in one
 // batch at a time and in order, or natively where p is [AsyncPublishing].
@@ -27,23 +38,16 @@ type AsyncPublishing interface {
 type AsyncPublisher struct {
 	core   asyncCore[Message]
 	native AsyncPublishing
-	limit  int
-	limitB int
-
-	mu    sync.Mutex // of what follows, for native
-	n     int
-	bytes int
-	epochs
-	closed  bool
-	changed chan struct{}
+	calls  nativeAsync // for native
 }
 
 // NewAsyncPublisher returns an AsyncPublisher over p.
 func NewAsyncPublisher(p Publisher, opts *AsyncOptions) *AsyncPublisher {
 	o := opts.withDefaults()
-	a := &AsyncPublisher{limit: o.MaxQueued, limitB: o.MaxBytes}
+	a := &AsyncPublisher{}
 	if n, ok := As[AsyncPublishing](p); ok {
 		a.native = n
+		a.calls.init(o)
 		return a
 	}
 	a.core.init(o, p.PublishBatch, func(m Message) string { return m.GroupID },
@@ -85,57 +89,12 @@ func (a *AsyncPublisher) Publish(ctx context.Context, m Message, done func(Recei
 		}
 		return
 	}
-	size := m.Size()
-	e, err := a.enter(ctx, size)
+	c, err := a.calls.enter(ctx, m.Size(), done)
 	if err != nil {
 		done(Receipt{ID: m.ID}, &Error{Op: "publish", Err: err})
 		return
 	}
-	a.native.AsyncPublish(context.WithoutCancel(ctx), m, func(r Receipt, err error) {
-		done(r, err)
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		a.n--
-		a.bytes -= size
-		a.leave(e)
-		a.wake()
-	})
-}
-
-func (a *AsyncPublisher) enter(ctx context.Context, size int) (*epoch, error) {
-	for {
-		if err := ContextError(ctx); err != nil {
-			return nil, err
-		}
-		a.mu.Lock()
-		if a.closed {
-			a.mu.Unlock()
-			return nil, ErrClosed
-		}
-		if a.n == 0 || a.n < a.limit && a.bytes+size <= a.limitB {
-			a.n++
-			a.bytes += size
-			e := a.epochs.enter()
-			a.mu.Unlock()
-			return e, nil
-		}
-		if a.changed == nil {
-			a.changed = make(chan struct{})
-		}
-		changed := a.changed
-		a.mu.Unlock()
-		select {
-		case <-changed:
-		case <-ctx.Done():
-		}
-	}
-}
-
-func (a *AsyncPublisher) wake() {
-	if a.changed != nil {
-		close(a.changed)
-		a.changed = nil
-	}
+	a.native.AsyncPublish(context.WithoutCancel(ctx), m, c.answer)
 }
 
 // Flush waits until everything published before is answered and its done has
@@ -144,34 +103,40 @@ func (a *AsyncPublisher) Flush(ctx context.Context) error {
 	if a.native == nil {
 		return a.core.batcher.Flush(ctx)
 	}
-	a.mu.Lock()
-	waits := a.all()
-	a.mu.Unlock()
-	return waitAll(ctx, waits)
+	return a.calls.flush(ctx)
 }
 
 // Close refuses further messages and waits for those published until ctx ends.
 // What was not sent by then fails with ErrClosed; what was sent and not
-// answered has an unknown outcome. It may be called again.
+// answered has an unknown outcome. Where it works natively, what was not
+// answered by then is still on its way, and is answered when p is closed at the
+// latest. Close may be called again.
 func (a *AsyncPublisher) Close(ctx context.Context) error {
 	if a.native == nil {
 		return a.core.batcher.Close(ctx)
 	}
-	a.mu.Lock()
-	a.closed = true
-	a.wake()
-	a.mu.Unlock()
-	return a.Flush(ctx)
+	return a.calls.close(ctx)
 }
 
 // An AsyncAppender does for a Stream what AsyncPublisher does for a Publisher,
-// with order kept for each key, or for each partition of pinned records.
-type AsyncAppender struct{ core asyncCore[Record] }
+// with order kept for each key, or for each partition of pinned records. It
+// works natively where s is [AsyncAppending].
+type AsyncAppender struct {
+	core   asyncCore[Record]
+	native AsyncAppending
+	calls  nativeAsync // for native
+}
 
 // NewAsyncAppender returns an AsyncAppender over s.
 func NewAsyncAppender(s Stream, opts *AsyncOptions) *AsyncAppender {
+	o := opts.withDefaults()
 	a := &AsyncAppender{}
-	a.core.init(opts.withDefaults(), s.PublishBatch, recordLane,
+	if n, ok := As[AsyncAppending](s); ok {
+		a.native = n
+		a.calls.init(o)
+		return a
+	}
+	a.core.init(o, s.PublishBatch, recordLane,
 		func(r Record) int { return r.Size() }, func(Record) Receipt { return Receipt{} })
 	return a
 }
@@ -186,18 +151,49 @@ func recordLane(r Record) string {
 	return "k" + string(r.Key)
 }
 
-// Publish queues r; see [AsyncPublisher.Publish].
+// Publish queues r; see [AsyncPublisher.Publish]. The record's slices are the
+// appender's until done is called. Where it works natively, a record that is
+// not valid never gets into the queue, and a failure may be reported ahead of
+// records before it that are still on their way.
 func (a *AsyncAppender) Publish(ctx context.Context, r Record, done func(Receipt, error)) {
-	if err := a.core.batcher.Go(ctx, r, done); err != nil && done != nil {
-		done(Receipt{}, &Error{Op: "publish", Err: err})
+	if err := a.publish(ctx, r, done); err != nil && done != nil {
+		if _, ok := err.(*Error); !ok { //nolint:errorlint // whether it is one, not whether it wraps one
+			err = &Error{Op: "publish", Err: err}
+		}
+		done(Receipt{}, err)
 	}
 }
 
+func (a *AsyncAppender) publish(ctx context.Context, r Record, done func(Receipt, error)) error {
+	if a.native == nil {
+		return a.core.batcher.Go(ctx, r, done)
+	}
+	c, err := a.calls.enter(ctx, r.Size(), done)
+	if err != nil {
+		return err
+	}
+	if err := a.native.AsyncAppend(ctx, r, c.answer); err != nil {
+		c.leave()
+		return err
+	}
+	return nil
+}
+
 // Flush waits as [AsyncPublisher.Flush] does.
-func (a *AsyncAppender) Flush(ctx context.Context) error { return a.core.batcher.Flush(ctx) }
+func (a *AsyncAppender) Flush(ctx context.Context) error {
+	if a.native == nil {
+		return a.core.batcher.Flush(ctx)
+	}
+	return a.calls.flush(ctx)
+}
 
 // Close ends as [AsyncPublisher.Close] does.
-func (a *AsyncAppender) Close(ctx context.Context) error { return a.core.batcher.Close(ctx) }
+func (a *AsyncAppender) Close(ctx context.Context) error {
+	if a.native == nil {
+		return a.core.batcher.Close(ctx)
+	}
+	return a.calls.close(ctx)
+}
 
 // asyncCore pipelines over a PublishBatch.
 type asyncCore[T any] struct{ batcher *Batcher[T, Receipt] }

@@ -22,15 +22,18 @@ type Broker struct {
 	client   *kgo.Client // publishes, and carries requests
 	admin    *kadm.Client
 	maxBytes sync.Map // of a topic's batch: name → int32
+	met      metTopics
 
 	publishes atomic.Bool   // the client has a producer id
 	asking    chan struct{} // holds a token while somebody asks for it
+	appends   atomic.Int64  // records of AsyncAppend on their way
+	emptying  atomic.Bool   // somebody waits for idle
 
 	mu      sync.Mutex
 	handles map[io.Closer]struct{}
 	state   brokerState
 	busy    int           // calls that publish, and deliveries in hand
-	idle    chan struct{} // closed when busy falls to zero, if somebody waits
+	idle    chan struct{} // closed when nothing is in hand, if somebody waits
 	closing sync.Once
 }
 
@@ -57,7 +60,7 @@ func Open(ctx context.Context, o *Options) (*Broker, error) {
 		return nil, fail("open", "", err)
 	}
 	b := &Broker{opts: o, handles: map[io.Closer]struct{}{}, asking: make(chan struct{}, 1)}
-	b.client, err = kgo.NewClient(o.producer(b.batchMaxBytes)...)
+	b.client, err = kgo.NewClient(o.producer(b.batchMaxBytes, &b.met)...)
 	if err != nil {
 		return nil, fail("open", "", broker.Invalid("%v", err))
 	}
@@ -116,7 +119,7 @@ func (b *Broker) openStream(ctx context.Context, name string, opts *broker.Strea
 			return nil, err
 		}
 	}
-	s := &Stream{b: b, topic: t, caps: c, count: t.partitions}
+	s := &Stream{b: b, topic: t, met: b.met.of(name), caps: c, count: t.partitions}
 	return s, b.add(s)
 }
 
@@ -230,16 +233,34 @@ func (b *Broker) begin() error {
 func (b *Broker) end() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.busy--; b.busy == 0 && b.idle != nil {
+	b.busy--
+	b.wake()
+}
+
+// appended counts one record of AsyncAppend less.
+func (b *Broker) appended() {
+	if b.appends.Add(-1) == 0 && b.emptying.Load() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.wake()
+	}
+}
+
+func (b *Broker) inHand() bool { return b.busy > 0 || b.appends.Load() > 0 }
+
+// wake lets Shutdown look again if nothing is in hand. b.mu is held.
+func (b *Broker) wake() {
+	if b.idle != nil && !b.inHand() {
 		close(b.idle)
 		b.idle = nil
 	}
 }
 
 func (b *Broker) waitIdle(ctx context.Context) error {
+	b.emptying.Store(true)
 	for {
 		b.mu.Lock()
-		if b.busy == 0 || b.state == stateClosed {
+		if !b.inHand() || b.state == stateClosed {
 			b.mu.Unlock()
 			return nil
 		}

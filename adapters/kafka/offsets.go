@@ -108,9 +108,7 @@ func outOfRange(to broker.Position, partition int32) error {
 }
 
 func (s *Stream) usable() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
+	if s.closed.Load() {
 		return broker.ErrClosed
 	}
 	return s.b.usable()

@@ -192,20 +192,26 @@ const (
 )
 
 // producer returns the options of a client that publishes.
-func (o *Options) producer(maxBytes func(topic string) int32) []kgo.Opt {
+func (o *Options) producer(maxBytes func(topic string) int32, met *metTopics) []kgo.Opt {
 	opts := append(o.client(),
 		kgo.RequiredAcks(kgo.AllISRAcks()),
 		kgo.ProducerLinger(o.Linger),
 		kgo.MaxBufferedRecords(o.MaxBufferedRecords),
 		kgo.MaxBufferedBytes(o.MaxBufferedBytes),
 		kgo.ProducerBatchMaxBytesFn(maxBytes),
-		kgo.RecordPartitioner(newPartitioner()),
+		kgo.RecordPartitioner(newPartitioner(met)),
 		kgo.UnknownTopicRetries(2),
 	)
 	if o.Compression != "" {
 		opts = append(opts, kgo.ProducerBatchCompression(compressions[o.Compression], kgo.NoCompression()))
 	}
 	return append(opts, o.Client...)
+}
+
+// hasRoom tells whether a client that publishes takes size bytes more at once.
+func (o *Options) hasRoom(client *kgo.Client, size int) bool {
+	return client.BufferedProduceRecords() < int64(o.MaxBufferedRecords) &&
+		(size > o.MaxBufferedBytes || client.BufferedProduceBytes()+int64(size) <= int64(o.MaxBufferedBytes))
 }
 
 // consumer returns the options of a client that is a group's member.

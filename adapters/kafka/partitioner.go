@@ -1,17 +1,38 @@
 package kafka
 
-import "github.com/twmb/franz-go/pkg/kgo"
+import (
+	"sync"
+	"sync/atomic"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+)
 
 // newPartitioner returns franz-go's default partitioner (keys by murmur2 as
 // the Java client, records without a key in runs of 64 KiB to the partition
 // with the least waiting), which also sends pinned records where they go.
-func newPartitioner() kgo.Partitioner {
-	return pinning{kgo.UniformBytesPartitioner(64<<10, true, true, nil)}
+func newPartitioner(met *metTopics) kgo.Partitioner {
+	return pinning{kgo.UniformBytesPartitioner(64<<10, true, true, nil), met}
 }
 
-type pinning struct{ kgo.Partitioner }
+// metTopics are those that a client has the partitions of.
+type metTopics struct{ m sync.Map } // name → *atomic.Bool
 
+func (t *metTopics) of(topic string) *atomic.Bool {
+	v, ok := t.m.Load(topic)
+	if !ok {
+		v, _ = t.m.LoadOrStore(topic, &atomic.Bool{})
+	}
+	return v.(*atomic.Bool) //nolint:errcheck,forcetypeassert // the map holds nothing else
+}
+
+type pinning struct {
+	kgo.Partitioner
+	met *metTopics
+}
+
+// ForTopic is asked once for a topic, when it has partitions.
 func (p pinning) ForTopic(topic string) kgo.TopicPartitioner {
+	p.met.of(topic).Store(true)
 	inner := p.Partitioner.ForTopic(topic)
 	backup, _ := inner.(kgo.TopicBackupPartitioner)
 	return &pinningTopic{inner: inner, backup: backup}
@@ -27,8 +48,15 @@ func pinned(r *kgo.Record) bool {
 	return it != nil && it.pin
 }
 
+// RequiresConsistency is what the client asks first, once it has room for a
+// record and before others can see it.
 func (p *pinningTopic) RequiresConsistency(r *kgo.Record) bool {
-	return pinned(r) || p.inner.RequiresConsistency(r)
+	it := itemOf(r)
+	if it == nil {
+		return p.inner.RequiresConsistency(r)
+	}
+	it.placed.Store(true)
+	return it.pin || p.inner.RequiresConsistency(r)
 }
 
 func (p *pinningTopic) Partition(r *kgo.Record, n int) int {

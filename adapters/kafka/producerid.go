@@ -12,7 +12,7 @@ import (
 func (b *Broker) deliver(ctx context.Context, f *flight) {
 	err := b.mayPublish(ctx)
 	if err == nil {
-		f.run(ctx, b.client)
+		f.run(ctx, b)
 		return
 	}
 	for i := range f.items {

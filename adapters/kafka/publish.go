@@ -14,13 +14,17 @@ import (
 
 // An item is one record on its way to the broker. It is its record's Context,
 // which is how the promise and the partitioner find it without an allocation
-// for each record.
+// for each record, and the context that the client gets: of the call until the
+// client has room for the record, and one without an end from then on. The
+// client looks at one record's context for a whole partition; the end of one
+// call would fail what others publish.
 type item struct {
 	context.Context //nolint:containedctx // it is the record's context, for as long as the record is on its way
 	rec             kgo.Record
 	flight          *flight
 	err             error
 	done            atomic.Bool // err and rec are final
+	placed          atomic.Bool // the client has it in a partition, or is about to
 	pin             bool
 }
 
@@ -32,6 +36,22 @@ func (it *item) Value(key any) any {
 		return it
 	}
 	return it.Context.Value(key)
+}
+
+// Done is the call's until the record is placed; then there is no end.
+func (it *item) Done() <-chan struct{} {
+	if it.placed.Load() {
+		return nil
+	}
+	return it.Context.Done()
+}
+
+// Err is of the same context as Done.
+func (it *item) Err() error {
+	if it.placed.Load() {
+		return nil
+	}
+	return it.Context.Err()
 }
 
 func itemOf(r *kgo.Record) *item {
@@ -67,6 +87,10 @@ func delivered(r *kgo.Record, err error) {
 	if it == nil {
 		return // a hook threw the record's context away
 	}
+	it.settled(err)
+}
+
+func (it *item) settled(err error) {
 	it.err = err
 	it.done.Store(true)
 	if it.flight.left.Add(-1) == 0 {
@@ -74,9 +98,27 @@ func delivered(r *kgo.Record, err error) {
 	}
 }
 
+// produce hands a record to the client that publishes, waiting for room until
+// ctx ends. With an error promise is not called.
+func (b *Broker) produce(ctx context.Context, met *atomic.Bool, it *item, promise func(*kgo.Record, error)) error {
+	if met.Load() {
+		b.client.Produce(it, &it.rec, promise)
+		return nil
+	}
+	// While the client asks for a topic it does not know it looks at the first
+	// record's context for all; so that must not end, nor be waited with.
+	size := len(it.rec.Key) + len(it.rec.Value)
+	if err := await(ctx, func() (bool, error) { return b.opts.hasRoom(b.client, size), nil }); err != nil {
+		return err
+	}
+	it.placed.Store(true)
+	b.client.TryProduce(it, &it.rec, promise)
+	return nil
+}
+
 // run hands every item without an error to the client and waits for all of
 // them, or until ctx ends.
-func (f *flight) run(ctx context.Context, client *kgo.Client) {
+func (f *flight) run(ctx context.Context, b *Broker) {
 	n := 0
 	for i := range f.items {
 		if f.items[i].err == nil {
@@ -89,9 +131,17 @@ func (f *flight) run(ctx context.Context, client *kgo.Client) {
 		return
 	}
 	f.left.Store(int64(n))
+	var met *atomic.Bool
 	for i := range f.items {
-		if it := &f.items[i]; !it.done.Load() {
-			client.Produce(ctx, &it.rec, delivered)
+		it := &f.items[i]
+		if it.done.Load() {
+			continue
+		}
+		if i == 0 || it.rec.Topic != f.items[i-1].rec.Topic || met == nil {
+			met = b.met.of(it.rec.Topic)
+		}
+		if err := b.produce(ctx, met, it, delivered); err != nil {
+			it.settled(err)
 		}
 	}
 	select {
@@ -114,9 +164,12 @@ func (f *flight) result(ctx context.Context, i int) (partition int32, offset int
 }
 
 // publishError tells refused from unknown. franz-go fails an idempotent record
-// on the end of its context only if it was never sent.
+// on the end of a context only if it was never sent.
 func publishError(ctx context.Context, err error) error {
 	if known(err) {
+		if ctx.Err() == nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)) {
+			return fmt.Errorf("%w: not sent: the context of a record ahead of it ended", broker.ErrUnavailable)
+		}
 		return bounded(ctx, err)
 	}
 	if ke, ok := errors.AsType[*kerr.Error](err); ok {

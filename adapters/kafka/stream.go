@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 
 	"github.com/queuestream/broker"
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -14,17 +15,19 @@ import (
 type Stream struct {
 	b     *Broker
 	topic *topic
+	met   *atomic.Bool // the client that publishes knows the topic
 	caps  broker.StreamCapabilities
 
 	mu      sync.Mutex
 	members map[*GroupConsumer]struct{}
-	count   int // partitions, as far as known
-	closed  bool
+	count   int         // partitions, as far as known
+	closed  atomic.Bool // set under mu
 }
 
 var (
-	_ broker.Stream     = (*Stream)(nil)
-	_ broker.Identifier = (*Stream)(nil)
+	_ broker.Stream         = (*Stream)(nil)
+	_ broker.Identifier     = (*Stream)(nil)
+	_ broker.AsyncAppending = (*Stream)(nil)
 )
 
 // Name returns the topic's name.
@@ -101,33 +104,36 @@ func bodies(rs []broker.Record) int {
 // fill translates records; one that is not valid gets its error and stays.
 func (s *Stream) fill(ctx context.Context, client *kgo.Client, f *flight, rs []broker.Record, cp *copyBody) {
 	for i := range rs {
-		r, it := &rs[i], &f.items[i]
-		if it.err = broker.ValidateRecord(r, &s.caps); it.err != nil {
-			continue
+		f.items[i].err = s.encode(ctx, client, &f.items[i], &rs[i], cp)
+	}
+}
+
+// encode translates a record that is valid.
+func (s *Stream) encode(ctx context.Context, client *kgo.Client, it *item, r *broker.Record, cp *copyBody) error {
+	if err := broker.ValidateRecord(r, &s.caps); err != nil {
+		return err
+	}
+	out := &it.rec
+	out.Topic, it.pin = s.topic.name, r.Pin
+	if r.Pin {
+		if err := s.hasPartition(ctx, client, r.Partition); err != nil {
+			return err
 		}
-		if r.Pin {
-			if it.err = s.hasPartition(ctx, client, r.Partition); it.err != nil {
-				continue
-			}
-		}
-		out := &it.rec
-		out.Topic, it.pin = s.topic.name, r.Pin
-		if r.Pin {
-			out.Partition = r.Partition
-		}
-		if len(r.Key) > 0 {
-			out.Key = cp.of(r.Key)
-		}
-		if !r.Tombstone {
-			if out.Value = cp.of(r.Value); out.Value == nil {
-				out.Value = []byte{}
-			}
-		}
-		out.Headers = kafkaHeaders(r.Headers)
-		if at := r.Time(); !at.IsZero() {
-			out.Timestamp = at
+		out.Partition = r.Partition
+	}
+	if len(r.Key) > 0 {
+		out.Key = cp.of(r.Key)
+	}
+	if !r.Tombstone {
+		if out.Value = cp.of(r.Value); out.Value == nil {
+			out.Value = []byte{}
 		}
 	}
+	out.Headers = kafkaHeaders(r.Headers)
+	if at := r.Time(); !at.IsZero() {
+		out.Timestamp = at
+	}
+	return nil
 }
 
 // hasPartition tells whether partition p exists, looking again for one beyond
@@ -166,10 +172,7 @@ func (s *Stream) begin(ctx context.Context) error {
 	if err := broker.ContextError(ctx); err != nil {
 		return err
 	}
-	s.mu.Lock()
-	closed := s.closed
-	s.mu.Unlock()
-	if closed {
+	if s.closed.Load() {
 		return broker.ErrClosed
 	}
 	return s.b.begin()
@@ -199,7 +202,7 @@ func (s *Stream) join(ctx context.Context, group string, opts *broker.GroupOptio
 		return nil, err
 	}
 	s.mu.Lock()
-	if s.closed {
+	if s.closed.Load() {
 		s.mu.Unlock()
 		return nil, errors.Join(broker.ErrClosed, c.Close())
 	}
@@ -236,7 +239,7 @@ func (s *Stream) drain() {
 // Close closes the stream's consumers; what is being published is answered.
 func (s *Stream) Close() error {
 	s.mu.Lock()
-	s.closed = true
+	s.closed.Store(true)
 	s.mu.Unlock()
 	members := s.each()
 	errs := make([]error, len(members))

@@ -58,7 +58,7 @@ func (b *Broker) transactor(ctx context.Context, id string) (*Transactor, error)
 	if err != nil {
 		return nil, err
 	}
-	opts := b.opts.producer(b.batchMaxBytes)
+	opts := b.opts.producer(b.batchMaxBytes, &metTopics{})
 	opts = append(opts, kgo.TransactionalID(id), kgo.TransactionTimeout(b.opts.TransactionTimeout))
 	if !implicit {
 		// From version 5 on the request begins a transaction by itself, which a

@@ -93,9 +93,7 @@ func (x *Tx) quiet(ctx context.Context) error {
 // room waits until the client has room for one more record, but not beyond the
 // end of the transaction.
 func (x *Tx) room(ctx context.Context, r *broker.Record) error {
-	o := x.t.b.opts
-	if x.client.BufferedProduceRecords() < int64(o.MaxBufferedRecords) &&
-		x.client.BufferedProduceBytes()+int64(r.Size()) < int64(o.MaxBufferedBytes) {
+	if x.t.b.opts.hasRoom(x.client, r.Size()) {
 		return nil
 	}
 	ctx, cancel := context.WithCancel(ctx)

@@ -1,0 +1,346 @@
+package kafka_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/queuestream/broker"
+	"github.com/queuestream/broker/adapters/kafka"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+)
+
+// holdProduce makes the cluster answer no request to produce until release. It
+// returns a channel that is closed when the first has come.
+func holdProduce(cluster *kfake.Cluster) (held chan struct{}, release func()) {
+	held = make(chan struct{})
+	released := make(chan struct{})
+	var once sync.Once
+	cluster.ControlKey(kmsg.Produce.Int16(), func(kmsg.Request) (kmsg.Response, error, bool) { //nolint:revive // kfake's order
+		once.Do(func() { close(held) })
+		cluster.SleepControl(func() { <-released })
+		return nil, nil, false
+	})
+	return held, sync.OnceFunc(func() { close(released) })
+}
+
+// answers collects the outcomes of an appender's records by number.
+type answers struct {
+	mu     sync.Mutex
+	order  []int
+	errs   map[int]error
+	stored map[int]broker.Receipt
+}
+
+func (a *answers) of(i int) func(broker.Receipt, error) {
+	return func(r broker.Receipt, err error) {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if a.errs == nil {
+			a.errs, a.stored = map[int]error{}, map[int]broker.Receipt{}
+		}
+		a.order = append(a.order, i)
+		a.errs[i], a.stored[i] = err, r
+	}
+}
+
+func (a *answers) count() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.order)
+}
+
+// Records keep their order per key, each is answered once with where it is,
+// and what they refer to is the program's again once they are answered.
+func TestAppendOrderAndOwnership(t *testing.T) {
+	onBrokers(t, func(t *testing.T, o *kafka.Options) {
+		ctx := testContext(t)
+		s := declare(t, open(t, o), broker.StreamConfig{Partitions: 3})
+		if _, ok := broker.As[broker.AsyncAppending](broker.Stream(s)); !ok {
+			t.Fatal("the stream does not pipeline by itself")
+		}
+		const n, keys = 3000, 20
+		a := broker.NewAsyncAppender(s, &broker.AsyncOptions{MaxQueued: 500})
+		var got answers
+		for i := range n {
+			ctx, cancel := context.WithCancel(ctx)
+			r := broker.Record{Key: fmt.Appendf(nil, "k%d", i%keys), Value: fmt.Appendf(nil, "%d", i)}
+			switch i % keys {
+			case 0:
+				r.Pin, r.Partition = true, 1
+			case 1:
+				r.Headers = broker.Headers{{Key: "h", Value: "x"}}
+			}
+			tell := got.of(i)
+			a.Publish(ctx, r, func(rc broker.Receipt, err error) {
+				copy(r.Value, "garbage") // it is the program's again
+				copy(r.Key, "garbage")
+				tell(rc, err)
+			})
+			cancel() // the record is in the queue: its end means nothing any more
+		}
+		if err := a.Close(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if len(got.order) != n {
+			t.Fatalf("%d answers to %d records", len(got.order), n)
+		}
+		last := [keys]int{}
+		for _, i := range got.order {
+			if got.errs[i] != nil {
+				t.Fatalf("record %d: %v", i, got.errs[i])
+			}
+			if i < last[i%keys] {
+				t.Fatalf("key %d: %d was answered after %d", i%keys, i, last[i%keys])
+			}
+			last[i%keys] = i
+		}
+		read := 0
+		for r, err := range s.Read(ctx, broker.Range{}) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			var i int
+			if _, err := fmt.Sscan(string(r.Value), &i); err != nil {
+				t.Fatalf("the value %q is not what was published", r.Value)
+			}
+			if rc := got.stored[i]; string(r.Key) != fmt.Sprintf("k%d", i%keys) || rc.Partition != r.Partition || rc.Offset != r.Offset() {
+				t.Fatalf("record %d is %q in %d at %v, its receipt says %+v", i, r.Key, r.Partition, r.Offset(), rc)
+			}
+			if i%keys == 0 && r.Partition != 1 {
+				t.Errorf("record %d in partition %d, want 1", i, r.Partition)
+			}
+			read++
+		}
+		if read != n {
+			t.Errorf("%d records stored, want %d", read, n)
+		}
+	})
+}
+
+// A record that cannot be stored is refused at once, and those around it are
+// stored.
+func TestAppendRefuses(t *testing.T) {
+	onBrokers(t, func(t *testing.T, o *kafka.Options) {
+		ctx := testContext(t)
+		b := open(t, o)
+		s := declare(t, b, broker.StreamConfig{Partitions: 1})
+		a := broker.NewAsyncAppender(s, nil)
+		var got answers
+		for i, r := range []broker.Record{
+			{Value: []byte("first")},
+			{Value: make([]byte, s.Capabilities().MaxBytes+1)},
+			{Key: []byte("k"), Value: []byte("x"), Tombstone: true},
+			{Value: []byte("x"), Pin: true, Partition: 7},
+			{Value: []byte("last")},
+		} {
+			before := got.count()
+			a.Publish(ctx, r, got.of(i))
+			if refused := i > 0 && i < 4; refused && got.count() == before {
+				t.Errorf("record %d: no answer yet", i)
+			}
+		}
+		if err := a.Flush(ctx); err != nil {
+			t.Fatal(err)
+		}
+		for i, want := range []error{nil, broker.ErrTooLarge, broker.ErrInvalid, broker.ErrInvalid, nil} {
+			if err := got.errs[i]; !errors.Is(err, want) {
+				t.Errorf("record %d: %v, want %v", i, err, want)
+			} else if e, ok := errors.AsType[*broker.Error](err); want != nil && (!ok || e.Op != "publish" || e.Adapter != "kafka" || e.Name != s.Name()) {
+				t.Errorf("record %d: %v does not say what, where", i, err)
+			}
+		}
+		if vs := values(t, s, false); strings.Join(vs, " ") != "first last" {
+			t.Errorf("stored %q", vs)
+		}
+		if err := b.DeleteStream(ctx, s.Name()); err != nil {
+			t.Fatal(err)
+		}
+		a.Publish(ctx, broker.Record{Value: []byte("late")}, got.of(5))
+		if err := a.Close(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if err := got.errs[5]; !errors.Is(err, broker.ErrNotFound) {
+			t.Errorf("to a topic that was deleted: %v, want ErrNotFound", err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		late := broker.NewAsyncAppender(s, nil)
+		late.Publish(ctx, broker.Record{}, got.of(6))
+		if err := got.errs[6]; !errors.Is(err, broker.ErrClosed) {
+			t.Errorf("to a stream that was closed: %v, want ErrClosed", err)
+		}
+	})
+}
+
+// While the client has no room, ctx bounds the wait, and what waited was not sent.
+func TestAppendWaitsForRoom(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	cluster := fake(t)
+	held, release := holdProduce(cluster)
+	s := declare(t, open(t, &kafka.Options{Brokers: cluster.ListenAddrs(), MaxBufferedRecords: 2}), broker.StreamConfig{Partitions: 1})
+	a := broker.NewAsyncAppender(s, nil)
+	var got answers
+	a.Publish(ctx, broker.Record{Value: []byte("a")}, got.of(0))
+	<-held
+	a.Publish(ctx, broker.Record{Value: []byte("b")}, got.of(1))
+	short, cancel := context.WithCancelCause(ctx)
+	returned := make(chan struct{})
+	go func() {
+		defer close(returned)
+		a.Publish(short, broker.Record{Value: []byte("c")}, got.of(2))
+	}()
+	select {
+	case <-returned:
+		t.Error("there is no room, and Publish returned")
+	default:
+	}
+	why := errors.New("the program had enough")
+	cancel(why)
+	<-returned
+	eventually(t, "an answer to what had no room", func() bool { return got.count() == 1 })
+	if err := got.errs[2]; !errors.Is(err, context.Canceled) || !errors.Is(err, why) || errors.Is(err, broker.ErrUnknownOutcome) {
+		t.Errorf("no room: %v, want the end of the context", err)
+	}
+	release()
+	if err := a.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if vs := values(t, s, false); strings.Join(vs, " ") != "a b" {
+		t.Errorf("stored %q", vs)
+	}
+}
+
+// The end of one call is no reason to fail what others publish to the same
+// partition, although franz-go knows one context for a whole batch.
+func TestEndOfOneCallLeavesTheOthers(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	cluster := fake(t)
+	held, release := holdProduce(cluster)
+	b := open(t, &kafka.Options{Brokers: cluster.ListenAddrs()})
+	s := declare(t, b, broker.StreamConfig{Partitions: 1})
+	var wg sync.WaitGroup
+	publish := func(ctx context.Context, value string, want error) {
+		n := b.Client().BufferedProduceRecords()
+		wg.Go(func() {
+			if _, err := s.Publish(ctx, broker.Record{Value: []byte(value)}); !errors.Is(err, want) {
+				t.Errorf("%s: %v, want %v", value, err, want)
+			}
+		})
+		eventually(t, value+" in the client's hands", func() bool { return b.Client().BufferedProduceRecords() > n })
+	}
+	publish(ctx, "first", nil) // in flight; the rest waits in the client
+	<-held
+	short, cancel := context.WithCancel(ctx)
+	publish(short, "ends", broker.ErrUnknownOutcome)
+	publish(ctx, "blocking", nil)
+	a := broker.NewAsyncAppender(s, nil)
+	var got answers
+	a.Publish(ctx, broker.Record{Value: []byte("async")}, got.of(0))
+	cancel()
+	release()
+	if err := a.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	wg.Wait()
+	if got.errs[0] != nil {
+		t.Errorf("async: %v", got.errs[0])
+	}
+}
+
+// Close of the appender gives up waiting with its context; Shutdown waits for
+// what is on its way; Close fails it, with an outcome that nobody knows.
+func TestAppendCloseUnderWay(t *testing.T) {
+	t.Parallel()
+	for _, drain := range []bool{false, true} {
+		t.Run(fmt.Sprintf("drain=%v", drain), func(t *testing.T) {
+			ctx := testContext(t)
+			cluster := fake(t)
+			held, release := holdProduce(cluster)
+			b, err := kafka.Open(ctx, &kafka.Options{Brokers: cluster.ListenAddrs()})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := b.DeclareStream(ctx, "s", broker.StreamConfig{}); err != nil {
+				t.Fatal(err)
+			}
+			s, err := b.Stream(ctx, "s", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			a := broker.NewAsyncAppender(s, nil)
+			var got answers
+			for i := range 10 {
+				a.Publish(ctx, broker.Record{Value: []byte("v")}, got.of(i))
+			}
+			<-held
+			ended, cancel := context.WithCancel(ctx)
+			cancel()
+			if err := a.Close(ended); !errors.Is(err, context.Canceled) || got.count() > 0 {
+				t.Errorf("Close: %v, %d answers", err, got.count())
+			}
+			if drain {
+				shut := make(chan error)
+				go func() { shut <- b.Shutdown(ctx) }()
+				eventually(t, "the consumers' end of a shutdown", func() bool {
+					_, err := b.Stream(ctx, "s", nil)
+					return errors.Is(err, broker.ErrShutdown)
+				})
+				release()
+				if err := <-shut; err != nil {
+					t.Errorf("Shutdown: %v", err)
+				}
+			} else if err := b.Close(); err != nil {
+				t.Errorf("closing the broker: %v", err)
+			}
+			if err := a.Flush(ctx); err != nil {
+				t.Errorf("Flush: %v", err)
+			}
+			release()
+			if got.count() != 10 {
+				t.Errorf("%d answers to 10 records", got.count())
+			}
+			for i := range 10 {
+				err := got.errs[i]
+				if ok := err == nil; ok != drain {
+					t.Errorf("record %d: %v", i, err)
+				} else if !drain && (!errors.Is(err, broker.ErrUnknownOutcome) || !errors.Is(err, broker.ErrClosed)) {
+					t.Errorf("record %d: %v, want ErrUnknownOutcome and ErrClosed", i, err)
+				}
+			}
+		})
+	}
+}
+
+// vandal throws away the context of each record.
+type vandal struct{ seen atomic.Int64 }
+
+func (v *vandal) OnProduceRecordBuffered(r *kgo.Record) {
+	v.seen.Add(1)
+	r.Context = context.Background()
+}
+
+// Records are answered whatever hooks do to them.
+func TestAppendUnderHooks(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	v := &vandal{}
+	o := &kafka.Options{Brokers: fake(t).ListenAddrs(), Client: []kgo.Opt{kgo.WithHooks(v)}}
+	a := broker.NewAsyncAppender(declare(t, open(t, o), broker.StreamConfig{}), nil)
+	var got answers
+	for i := range 5 {
+		a.Publish(ctx, broker.Record{Value: []byte("v")}, got.of(i))
+	}
+	if err := a.Close(ctx); err != nil || got.count() != 5 || v.seen.Load() != 5 {
+		t.Errorf("%v: %d answers, %d seen by the hook", err, got.count(), v.seen.Load())
+	}
+}
