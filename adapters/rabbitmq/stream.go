@@ -21,7 +21,7 @@ type Stream struct {
 	name       string
 	super      bool
 	partitions []string // names in the broker
-	producer   string
+	producer   string   // unique: see producerName
 	caps       broker.StreamCapabilities
 	window     *window
 	calls      calls
@@ -49,21 +49,22 @@ func (b *Broker) openStream(ctx context.Context, name string, opts *broker.Strea
 		return nil, err
 	}
 	s := &Stream{
-		b: b, name: name, super: super, partitions: names, producer: broker.NewID(),
+		b: b, name: name, super: super, partitions: names,
 		window: newWindow(10*b.o.Window, b.o.WindowBytes), members: map[*member]struct{}{},
 		caps: broker.StreamCapabilities{
 			Headers: true, Timestamps: true, SeekTime: true, GroupReset: true, MaxBytes: maxRecordBytes,
 			Durable: true, Idempotent: true, Dedup: true,
 		},
 	}
+	var named string
 	if opts != nil {
-		if len(opts.Producer) > maxShortString {
-			return nil, broker.Invalid("Producer of %d bytes: at most %d", len(opts.Producer), maxShortString)
-		}
-		s.producer = cmp.Or(opts.Producer, s.producer)
 		if err := s.caps.Satisfies(opts.Require); err != nil {
 			return nil, err
 		}
+		named = opts.Producer
+	}
+	if s.producer, err = producerName(named); err != nil {
+		return nil, err
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	for _, p := range names {
@@ -75,6 +76,24 @@ func (b *Broker) openStream(ctx context.Context, name string, opts *broker.Strea
 	}
 	return s, nil
 }
+
+// producerName is the name that a handle publishes under, with one ID of its
+// own. The broker drops, and confirms, a number that is not above the last that
+// it stored for a name: two producers of one name, each with numbers of its own,
+// would lose records. Nothing is lost by it, since numbers are the handle's, and
+// the records of its successor are no retries.
+func producerName(named string) (string, error) {
+	if len(named) > maxProducerName {
+		return "", broker.Invalid("Producer of %d bytes: at most %d", len(named), maxProducerName)
+	}
+	if named == "" {
+		return broker.NewID(), nil
+	}
+	return named + "." + broker.NewID(), nil
+}
+
+// maxProducerName leaves room for a dot and an ID of 36 bytes.
+const maxProducerName = maxShortString - 37
 
 // partitions returns the streams behind a name, in order.
 func (b *Broker) partitions(ctx context.Context, name string) (names []string, super bool, err error) {

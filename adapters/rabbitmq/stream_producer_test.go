@@ -3,7 +3,11 @@ package rabbitmq
 import (
 	"context"
 	"errors"
+	"fmt"
+	"maps"
 	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -106,5 +110,68 @@ func TestBackoff(t *testing.T) {
 		if d := b.after(time.Minute); d > o.MinBackoff {
 			t.Errorf("after a minute that worked: waits %v, want %v at most", d, o.MinBackoff)
 		}
+	}
+}
+
+// TestStreamProducersOfOneName: handles with the same Producer, in one Broker and
+// in two, publish at once, and every record is stored once.
+func TestStreamProducersOfOneName(t *testing.T) {
+	b1, b2 := testBroker(t, streamOptions), testBroker(t, streamOptions)
+	s := testStream(t, b1, broker.StreamConfig{Partitions: 1})
+	want := map[string]int{}
+	errs := make(chan error, 3)
+	var wg sync.WaitGroup
+	for i, b := range []*Broker{b1, b1, b2} {
+		p, err := b.Stream(testContext(t), s.Name(), &broker.StreamOptions{Producer: "orders"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name := p.(*Stream).producer; !strings.HasPrefix(name, "orders.") {
+			t.Errorf("publishes as %q", name)
+		}
+		rs := make([]broker.Record, 1000)
+		for j := range rs {
+			rs[j].Value = fmt.Append(nil, i, ".", j)
+			want[string(rs[j].Value)] = 1
+		}
+		ctx := testContext(t)
+		wg.Go(func() {
+			_, err := p.PublishBatch(ctx, rs)
+			errs <- errors.Join(err, p.Close())
+		})
+	}
+	wg.Wait()
+	close(errs)
+	for err := range errs {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	got := map[string]int{}
+	for r, err := range s.Read(testContext(t), broker.Range{}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		got[string(r.Value)]++
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("%d of %d records are stored", len(got), len(want))
+	}
+}
+
+// TestProducerName: the longest name fits the broker's limit, and a longer one
+// is refused with the limit in the text.
+func TestProducerName(t *testing.T) {
+	longest := strings.Repeat("n", maxProducerName)
+	if name, err := producerName(longest); err != nil || len(name) != maxShortString {
+		t.Errorf("%d bytes become %d: %v", len(longest), len(name), err)
+	}
+	if _, err := producerName(longest + "n"); !errors.Is(err, broker.ErrInvalid) || !strings.Contains(err.Error(), fmt.Sprint(maxProducerName)) {
+		t.Errorf("%d bytes: %v", len(longest)+1, err)
+	}
+	one, err1 := producerName("")
+	two, err2 := producerName("")
+	if one == two || err1 != nil || err2 != nil {
+		t.Errorf("two handles without a name: %q %v, %q %v", one, err1, two, err2)
 	}
 }
