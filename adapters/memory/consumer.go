@@ -3,7 +3,6 @@ package memory
 import (
 	"context"
 	"errors"
-	"sync/atomic"
 	"time"
 
 	"github.com/queuestream/broker"
@@ -15,10 +14,9 @@ type Consumer struct {
 	q     *queue
 	lease time.Duration // 0: none
 
-	lastBody atomic.Int32 // bytes of a body delivered lately
-
 	// Guarded by q.mu.
 	open  int // deliveries
+	room  slab
 	err   error
 	spare *waiter
 	idle  chan struct{} // closed when open becomes 0, if somebody waits
@@ -56,9 +54,6 @@ func (c *Consumer) receive(ctx context.Context, max int) ([]*broker.Delivery, er
 			c.h.b.Disconnect()
 		}
 	}
-	// Made here, so that nobody waits for it: the first delivery, with room for
-	// a body like the last.
-	first, room := newSingle(int(c.lastBody.Load()))
 	var w *waiter
 	for {
 		if q.fed.Load() {
@@ -75,13 +70,14 @@ func (c *Consumer) receive(ctx context.Context, max int) ([]*broker.Delivery, er
 			t = now()
 			q.advance(t)
 		}
-		ds, err := c.take(first, room, max, t)
+		ds, err := c.take(max, t)
 		if ds != nil || err != nil {
 			if w != nil {
 				c.spare = w
 			}
 			q.arm(t)
 			q.unlock()
+			copyLarge(ds)
 			return ds, err
 		}
 		if w == nil {
@@ -101,9 +97,7 @@ func (c *Consumer) receive(ctx context.Context, max int) ([]*broker.Delivery, er
 		}
 		select {
 		case <-w.token:
-			q.parked.Add(-1)
 		case <-ctx.Done():
-			q.parked.Add(-1)
 			c.unpark(w)
 			return nil, broker.ContextError(ctx)
 		}
@@ -124,33 +118,8 @@ func (c *Consumer) ended() error {
 	return c.err
 }
 
-// A single is one delivery and the slice that Receive returns it in.
-type single struct {
-	d  broker.Delivery
-	ds [1]*broker.Delivery
-}
-
-// newSingle returns a delivery with room for a body of n bytes, in one
-// allocation if they fit into 512 bytes together.
-func newSingle(n int) (*single, []byte) {
-	const small = 512 - 248
-	if n > 64 && n <= small {
-		s := &struct {
-			single
-			room [small]byte
-		}{}
-		return &s.single, s.room[:n]
-	}
-	return &single{}, make([]byte, n)
-}
-
-// slabDeliveries is how many deliveries of a batch share memory: a slow
-// handler of one holds no more than these.
-const slabDeliveries = 16
-
-// take returns up to max deliveries, the first of them in first and room if
-// that is large enough. q.mu is held.
-func (c *Consumer) take(first *single, room []byte, max int, now int64) ([]*broker.Delivery, error) {
+// take returns up to max deliveries. q.mu is held.
+func (c *Consumer) take(max int, now int64) ([]*broker.Delivery, error) {
 	q := c.q
 	switch {
 	case c.err != nil:
@@ -158,42 +127,22 @@ func (c *Consumer) take(first *single, room []byte, max int, now int64) ([]*brok
 	case q.deleted.Load():
 		return nil, broker.ErrNotFound
 	}
-	e := q.next()
-	if e == nil {
-		return nil, nil
-	}
-	if n := len(e.msg.Body); n > len(room) || n < len(room)/2 {
-		room = make([]byte, n)
-		if n <= smallBody {
-			c.lastBody.Store(int32(n))
-		}
-	}
-	q.hold(e, c, now, &first.d, room)
-	first.ds[0] = &first.d
-	ds := first.ds[:1:1]
-	c.duplicate(e, now)
-	var batch [slabDeliveries]*entry
+	var ds []*broker.Delivery
 	for len(ds) < max {
-		n, size := 0, 0
-		for ; n < min(slabDeliveries, max-len(ds)); n++ {
-			if batch[n] = q.next(); batch[n] == nil {
-				break
-			}
-			size += len(batch[n].msg.Body)
-			q.setState(batch[n], inFlight) // counts for the limit of deliveries in flight
-		}
-		if n == 0 {
+		e := q.next()
+		if e == nil {
 			break
 		}
-		slab, bodies := make([]broker.Delivery, n), make([]byte, size)
-		for i, e := range batch[:n] {
-			q.hold(e, c, now, &slab[i], bodies[:len(e.msg.Body)])
-			bodies = bodies[len(e.msg.Body):]
-			ds = append(ds, &slab[i])
+		s := c.room.single(e)
+		if ds == nil {
+			ds = s.ds[:0]
+			if n := min(int64(max), q.count[ready]); n > 1 {
+				ds = make([]*broker.Delivery, 0, n)
+			}
 		}
-		for _, e := range batch[:n] {
-			c.duplicate(e, now)
-		}
+		q.hold(e, c, now, &s.d, &c.room)
+		ds = append(ds, &s.d)
+		c.duplicate(e, now)
 	}
 	return ds, nil
 }
@@ -216,6 +165,7 @@ func (c *Consumer) unpark(w *waiter) {
 	q.lock()
 	if w.queued {
 		q.receivers.remove(w)
+		q.parked.Add(-1)
 		c.spare = w
 	} else if q.count[ready] > 0 {
 		q.rouse(&q.receivers)
@@ -358,6 +308,7 @@ func (c *Consumer) stopLocked(err error) {
 		c.q.consumers--
 	}
 	c.err = err
+	c.room = slab{}
 	for c.q.rouse(&c.q.receivers) { // whoever is not closed parks again
 	}
 }

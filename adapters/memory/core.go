@@ -21,8 +21,13 @@ type queue struct {
 	cfg     broker.QueueConfig
 	grouped bool // GroupID is honoured
 	deleted atomic.Bool
-	parked  atomic.Int32 // receivers and drains that wait, also for dead letters of other queues
+	parked  atomic.Int32 // receivers and drains that nobody has woken yet
 	fed     atomic.Bool  // feeders is not empty
+
+	_   cacheLine // publishers read what is above, and write what is below
+	ids idSource
+	in  intake
+	_   cacheLine
 
 	mu        sync.Mutex
 	seq       uint64
@@ -40,7 +45,6 @@ type queue struct {
 	timer     *time.Timer
 	armed     int64 // when timer fires; 0: it does not
 	dedup     dedupTable
-	in        intake
 	absorbed  []*entry   // an empty slice for the intake
 	spare     []*entry   // acknowledged, to be used again
 	random    *rand.Rand // of profiles that reorder
@@ -51,6 +55,9 @@ type queue struct {
 	woken *waiter  // those that unlock hands tokens to
 	dead  []burial // messages that unlock moves
 }
+
+// A cacheLine keeps apart what different processors write.
+type cacheLine [64]byte
 
 func newQueue(srv *server, name string, cfg broker.QueueConfig) *queue {
 	q := &queue{
@@ -69,6 +76,10 @@ func now() int64 { return clock.Now() }
 
 // unlock releases q.mu, wakes whom that concerns and moves dead letters.
 func (q *queue) unlock() {
+	if q.woken == nil && q.dead == nil {
+		q.mu.Unlock()
+		return
+	}
 	woken, dead := q.woken, q.dead
 	q.woken, q.dead = nil, nil
 	q.mu.Unlock()
@@ -88,6 +99,9 @@ func (q *queue) rouse(l *waitList) bool {
 	w := l.pop()
 	if w == nil {
 		return false
+	}
+	if l == &q.receivers {
+		q.parked.Add(-1) // now: until it runs, publishers need not care
 	}
 	w.nextWoken, q.woken = q.woken, w
 	return true
@@ -310,8 +324,8 @@ func (q *queue) next() *entry {
 	return f
 }
 
-// hold gives e to c by the delivery d, with room for its body. q.mu is held.
-func (q *queue) hold(e *entry, c *Consumer, now int64, d *broker.Delivery, room []byte) {
+// hold gives e to c by the delivery d; nil room: without its body. q.mu is held.
+func (q *queue) hold(e *entry, c *Consumer, now int64, d *broker.Delivery, room *slab) {
 	if n := len(q.free); n > 0 {
 		e.slot = q.free[n-1]
 		q.free = q.free[:n-1]

@@ -58,8 +58,9 @@
 // A queue holds at most Options.MaxQueueBytes (256 MiB by default). There
 // Publish waits for room, first come, first served, or, as Options.WhenFull
 // says, returns ErrFull. At a declared MaxLength it always returns ErrFull. A
-// dead letter is stored in any case. A partition of a stream drops its oldest
-// records beyond RetentionBytes, or Options.MaxPartitionBytes.
+// dead letter is stored in any case. Deliveries of small messages share
+// memory: one that a program keeps may keep 6 KiB. A partition of a stream
+// drops its oldest records beyond RetentionBytes, or Options.MaxPartitionBytes.
 //
 // # Time
 //

@@ -1,6 +1,7 @@
 package memory
 
 import (
+	"bytes"
 	"time"
 
 	"github.com/queuestream/broker"
@@ -10,8 +11,7 @@ import (
 // copied in, and each attempt is a Delivery with copies of its own. So the
 // queue uses entries and small bodies again once they are acknowledged.
 type entry struct {
-	msg broker.Message
-	buf []byte           // msg.Body, if it is small: used again
+	msg broker.Message   // a small body's memory is used again
 	d   *broker.Delivery // the attempt, while in flight
 
 	gprev, gnext *entry // in its group
@@ -66,9 +66,10 @@ func isPlain(m *broker.Message) bool {
 // reset makes e fit for set again. It keeps nothing of the program's alive.
 func (e *entry) reset() {
 	if !e.plain {
-		e.msg = broker.Message{}
+		e.msg = broker.Message{Body: e.msg.Body}
 		e.group, e.gprev, e.gnext = nil, nil, nil
-	} else if len(e.msg.Body) > smallBody {
+	}
+	if cap(e.msg.Body) > smallBody {
 		e.msg.Body = nil
 	}
 	e.due, e.expires, e.attempts, e.delivered = 0, 0, 0, false
@@ -81,16 +82,18 @@ func (e *entry) set(m *broker.Message, at int64, size int32) {
 	if e.plain = isPlain(m); e.plain {
 		e.msg.ID = m.ID
 	} else {
+		room := e.msg.Body
 		e.msg = *m
+		e.msg.Body = room
 	}
 	switch n := len(m.Body); {
-	case n == 0:
-		e.msg.Body = nil
-	case n <= smallBody:
-		e.buf = append(e.buf[:0], m.Body...)
-		e.msg.Body = e.buf
-	default:
+	case n > smallBody:
 		e.msg.Body = m.Body
+	case n > cap(e.msg.Body):
+		e.msg.Body = bytes.Clone(m.Body)
+	default:
+		e.msg.Body = e.msg.Body[:n]
+		copy(e.msg.Body, m.Body)
 	}
 	if e.plain {
 		return
@@ -117,7 +120,7 @@ func roomyEntry(n int) *entry {
 		entry
 		room [small]byte
 	}{}
-	e.buf = e.room[:0]
+	e.msg.Body = e.room[:0]
 	return &e.entry
 }
 
@@ -131,16 +134,22 @@ func newEntry(m *broker.Message, at int64) *entry {
 	return e
 }
 
-// attempt fills in d, whose body is copied into room.
-func (e *entry) attempt(d *broker.Delivery, room []byte) {
+// attempt fills in d. Its body is a copy in room, or, if it is large, the
+// entry's own until copyLarge.
+func (e *entry) attempt(d *broker.Delivery, room *slab) {
 	if e.plain {
 		d.ID = e.msg.ID
 	} else {
 		d.Message = e.msg
 		d.Headers = append(broker.Headers(nil), e.msg.Headers...)
 	}
-	if n := copy(room, e.msg.Body); n > 0 {
-		d.Body = room[:n:n]
+	switch n := len(e.msg.Body); {
+	case n == 0 || room == nil:
+		d.Body = nil
+	case n <= smallBody:
+		d.Body = room.copy(e.msg.Body)
+	default:
+		d.Body = e.msg.Body
 	}
 	d.Attempt = int(e.attempts)
 	d.Time = time.Unix(0, e.at)

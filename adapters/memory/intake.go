@@ -76,8 +76,7 @@ func (q *queue) absorb(open bool) {
 	}
 	in.mu.Unlock()
 	simple := q.cfg.Delay == 0 && q.cfg.TTL == 0 && q.srv.rules.retention == 0
-	for i, e := range es {
-		es[i] = nil
+	for _, e := range es {
 		if simple && e.plain { // as below, for less
 			q.seq++
 			e.seq, e.state = q.seq, ready
@@ -90,6 +89,7 @@ func (q *queue) absorb(open bool) {
 		q.enter(e, e.at)
 	}
 	if cap(es) <= idleRing {
+		clear(es)
 		q.absorbed = es[:0]
 	}
 }

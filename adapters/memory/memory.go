@@ -109,7 +109,6 @@ type server struct {
 	rules    *rules
 	faults   atomic.Pointer[faults] // nil: none
 	injector injector
-	ids      idSource
 
 	mu        sync.RWMutex
 	queues    map[string]*queue

@@ -50,7 +50,7 @@ func (h *Queue) Capabilities() broker.QueueCapabilities { return h.caps }
 func (h *Queue) Publish(ctx context.Context, m broker.Message) (broker.Receipt, error) {
 	p := publication{m: &m, at: now()}
 	if m.ID == "" {
-		m.ID = h.q.srv.ids.next(p.at)
+		m.ID = h.q.ids.next(p.at)
 	}
 	var duplicate bool
 	var err error
@@ -89,7 +89,7 @@ func (h *Queue) publishBatchUnder(ctx context.Context, ms []broker.Message, f *f
 	for i, m := range ms {
 		p := publication{m: &m, at: now()}
 		if m.ID == "" {
-			m.ID = h.q.srv.ids.next(p.at)
+			m.ID = h.q.ids.next(p.at)
 		}
 		receipts[i].ID = m.ID
 		if errs[i] = err; err == nil {
