@@ -20,15 +20,15 @@ type AsyncPublishing interface {
 }
 
 // AsyncAppending is for a Stream that pipelines by itself. With an error
-// AsyncAppend has refused r and sent nothing, and done is not called. Otherwise
-// done is called once, not before AsyncAppend returns, and until then r's
-// slices are the stream's. ctx bounds only what AsyncAppend itself may wait
-// for: room in the client, and what that has to ask the broker before a first
-// record. Records are stored, and their dones called, in order per partition;
-// a failure may be reported ahead of those before it. The stream must be closed
-// after its AsyncAppender, and answers by then what was left.
+// AsyncAppend has refused r and sent nothing, and gives no answer. Otherwise it
+// gives the answer once, from another goroutine, and until then r's slices are
+// the stream's. ctx bounds only what AsyncAppend itself may wait for: room in
+// the client, and what that has to ask the broker before a first record.
+// Records are stored, and answers given, in order per partition; a failure may
+// be reported ahead of those before it. The stream must be closed after its
+// AsyncAppender, and answers by then what was left.
 type AsyncAppending interface {
-	AsyncAppend(ctx context.Context, r Record, done func(Receipt, error)) error
+	AsyncAppend(ctx context.Context, r Record, answer Answer) error
 }
 
 // An AsyncPublisher publishes without waiting for the answer: over
@@ -89,12 +89,12 @@ func (a *AsyncPublisher) Publish(ctx context.Context, m Message, done func(Recei
 		}
 		return
 	}
-	c, err := a.calls.enter(ctx, m.Size(), done)
+	answer, err := a.calls.enter(ctx, m.Size(), done)
 	if err != nil {
 		done(Receipt{ID: m.ID}, &Error{Op: "publish", Err: err})
 		return
 	}
-	a.native.AsyncPublish(context.WithoutCancel(ctx), m, c.answer)
+	a.native.AsyncPublish(context.WithoutCancel(ctx), m, answer.Give)
 }
 
 // Flush waits until everything published before is answered and its done has
@@ -168,12 +168,12 @@ func (a *AsyncAppender) publish(ctx context.Context, r Record, done func(Receipt
 	if a.native == nil {
 		return a.core.batcher.Go(ctx, r, done)
 	}
-	c, err := a.calls.enter(ctx, r.Size(), done)
+	answer, err := a.calls.enter(ctx, r.Size(), done)
 	if err != nil {
 		return err
 	}
-	if err := a.native.AsyncAppend(ctx, r, c.answer); err != nil {
-		c.leave()
+	if err := a.native.AsyncAppend(ctx, r, answer); err != nil {
+		answer.run.leave()
 		return err
 	}
 	return nil

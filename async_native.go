@@ -3,53 +3,74 @@ package broker
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 )
 
 // nativeAsync bounds and counts what was handed to something that pipelines by
-// itself.
+// itself. It counts by runs of calls, so that those who publish and those who
+// answer do not meet at each.
 type nativeAsync struct {
 	limit, limitBytes int
-	calls             sync.Pool // of *nativeCall
+	runLen            int       // calls of a run
+	runs              sync.Pool // of *nativeRun
 
 	mu      sync.Mutex
-	n       int // handed over and not answered
-	bytes   int // of them
+	run     *nativeRun // which new calls join; nil: a new one
+	n       int        // calls of all runs under way
+	bytes   int        // of them
 	epochs  epochs
 	closed  bool
 	changed chan struct{} // closed and dropped when room is made, for those that wait for some
 }
 
-// A nativeCall is one record or message until it is answered.
-type nativeCall struct {
-	a      *nativeAsync
-	done   func(Receipt, error)
-	size   int
-	epoch  *epoch
-	answer func(Receipt, error) // answered, bound once for all uses of the call
+// maxRunLen is how many calls end together at most.
+const maxRunLen = 32
+
+// A nativeRun is some calls one after the other; it ends when all are answered.
+type nativeRun struct {
+	a     *nativeAsync
+	left  atomic.Int32 // calls that are not answered, or not taken yet
+	taken int          // guarded by a.mu, as is the rest
+	bytes int
+	epoch *epoch
+}
+
+// An Answer is what is owed for a record of [AsyncAppending]: one call of Give.
+type Answer struct {
+	done func(Receipt, error)
+	run  *nativeRun
+}
+
+// Give reports the outcome.
+func (a Answer) Give(r Receipt, err error) {
+	if a.done != nil {
+		a.done(r, err)
+	}
+	a.run.leave()
 }
 
 func (a *nativeAsync) init(o AsyncOptions) {
 	a.limit, a.limitBytes = o.MaxQueued, o.MaxBytes
-	a.calls.New = func() any {
-		c := &nativeCall{a: a}
-		c.answer = c.answered
-		return c
-	}
+	a.runLen = min(max(1, o.MaxQueued/8), maxRunLen)
+	a.runs.New = func() any { return &nativeRun{a: a} }
 }
 
 // enter waits for room until ctx ends. With an error done is not called;
-// otherwise it is by the call's answer, which is to be called once.
-func (a *nativeAsync) enter(ctx context.Context, size int, done func(Receipt, error)) (*nativeCall, error) {
+// otherwise the answer calls it, or leaves.
+func (a *nativeAsync) enter(ctx context.Context, size int, done func(Receipt, error)) (Answer, error) {
 	for {
 		if err := ContextError(ctx); err != nil {
-			return nil, err
+			return Answer{}, err
 		}
 		a.mu.Lock()
 		if a.closed {
 			a.mu.Unlock()
-			return nil, ErrClosed
+			return Answer{}, ErrClosed
 		}
-		if a.n == 0 || a.n < a.limit && a.bytes+size <= a.limitBytes {
+		if !a.room(size) {
+			a.seal() // what is answered of it makes room once the rest is
+		}
+		if a.room(size) {
 			break
 		}
 		if a.changed == nil {
@@ -62,37 +83,61 @@ func (a *nativeAsync) enter(ctx context.Context, size int, done func(Receipt, er
 		case <-ctx.Done():
 		}
 	}
+	r := a.run
+	if r == nil {
+		r = a.runs.Get().(*nativeRun)
+		r.left.Store(int32(a.runLen)) //nolint:gosec // at most maxRunLen
+		r.taken, r.bytes, r.epoch = 0, 0, a.epochs.enter()
+		a.run = r
+	}
+	r.taken++
+	r.bytes += size
 	a.n++
 	a.bytes += size
-	e := a.epochs.enter()
-	a.mu.Unlock()
-	c := a.calls.Get().(*nativeCall)
-	c.done, c.size, c.epoch = done, size, e
-	return c, nil
-}
-
-func (c *nativeCall) answered(r Receipt, err error) {
-	if c.done != nil {
-		c.done(r, err)
+	if r.taken == a.runLen {
+		a.run = nil
 	}
-	c.leave()
+	a.mu.Unlock()
+	return Answer{done, r}, nil
 }
 
-// leave ends a call: it was answered, or refused when it was handed over.
-func (c *nativeCall) leave() {
-	a := c.a
-	a.mu.Lock()
-	a.n--
-	a.bytes -= c.size
-	a.epochs.leave(c.epoch)
+func (a *nativeAsync) room(size int) bool {
+	return a.n == 0 || a.n < a.limit && a.bytes+size <= a.limitBytes
+}
+
+// seal lets no more calls join the run. a.mu is held.
+func (a *nativeAsync) seal() {
+	r := a.run
+	if r == nil {
+		return
+	}
+	a.run = nil
+	if r.left.Add(int32(r.taken-a.runLen)) == 0 { //nolint:gosec // at most maxRunLen
+		a.end(r)
+	}
+}
+
+// end takes a run off that is sealed and answered. a.mu is held.
+func (a *nativeAsync) end(r *nativeRun) {
+	a.n -= r.taken
+	a.bytes -= r.bytes
+	a.epochs.leave(r.epoch)
 	// Those that wait for room get a good deal of it at once: woken for each
 	// answer, they would go back to sleep after each.
 	if a.n <= a.limit/4*3 && a.bytes <= a.limitBytes/4*3 {
 		a.wake()
 	}
-	a.mu.Unlock()
-	c.done, c.epoch = nil, nil
-	a.calls.Put(c)
+	r.epoch = nil
+	a.runs.Put(r)
+}
+
+// leave ends a call: it was answered, or refused when it was handed over.
+func (r *nativeRun) leave() {
+	if r.left.Add(-1) == 0 {
+		r.a.mu.Lock()
+		r.a.end(r)
+		r.a.mu.Unlock()
+	}
 }
 
 func (a *nativeAsync) wake() {
@@ -104,6 +149,7 @@ func (a *nativeAsync) wake() {
 
 func (a *nativeAsync) flush(ctx context.Context) error {
 	a.mu.Lock()
+	a.seal()
 	waits := a.epochs.all()
 	a.mu.Unlock()
 	return waitAll(ctx, waits)

@@ -31,11 +31,11 @@ func newNativeStream(t *testing.T, partitions int) *nativeStream {
 	return s
 }
 
-func (s *nativeStream) AsyncAppend(ctx context.Context, r broker.Record, done func(broker.Receipt, error)) error {
+func (s *nativeStream) AsyncAppend(ctx context.Context, r broker.Record, answer broker.Answer) error {
 	if string(r.Value) == "bad" {
 		return &broker.Error{Op: "publish", Adapter: "test", Name: "s", Err: broker.ErrInvalid}
 	}
-	s.todo <- func() { done(s.Publish(context.WithoutCancel(ctx), r)) }
+	s.todo <- func() { answer.Give(s.Publish(context.WithoutCancel(ctx), r)) }
 	return nil
 }
 

@@ -2,6 +2,8 @@ package kafka
 
 import (
 	"context"
+	"sync"
+	"sync/atomic"
 
 	"github.com/queuestream/broker"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -10,44 +12,103 @@ import (
 // An appending is a record of AsyncAppend on its way.
 type appending struct {
 	item
-	stream *Stream
-	answer func(broker.Receipt, error)
+	answer broker.Answer
+	sheet  *sheet
 }
+
+// Value is how an appending is found where a hook has wrapped the record's context.
+func (a *appending) Value(key any) any { return a.value(key, a) }
+
+// A sheet is memory for some appendings, used again when all are answered.
+type sheet struct {
+	items [19]appending // for 4 KiB
+	next  int           // guarded by the stream's sheetMu
+	left  atomic.Int32  // not answered, or not taken yet
+	held  atomic.Bool   // somebody may hold one of them: never again
+}
+
+var sheets = sync.Pool{New: func() any { return &sheet{} }}
 
 // AsyncAppend does what broker.AsyncAppending promises, with franz-go's own
 // pipeline. What is on its way Shutdown waits for and Close fails.
-func (s *Stream) AsyncAppend(ctx context.Context, r broker.Record, done func(broker.Receipt, error)) error {
-	if err := broker.ContextError(ctx); err != nil {
-		return fail("publish", s.topic.name, err)
-	}
-	if s.closed.Load() {
-		return fail("publish", s.topic.name, broker.ErrClosed)
-	}
-	if err := s.b.mayPublish(ctx); err != nil {
-		return fail("publish", s.topic.name, err)
-	}
-	a := &appending{stream: s, answer: done}
-	a.Context, a.rec.Context = ctx, &a.item
-	if err := s.encode(ctx, s.b.client, &a.item, &r, nil); err != nil {
-		return fail("publish", s.topic.name, err)
-	}
-	s.b.appends.Add(1)
-	if err := s.b.produce(ctx, s.met, &a.item, a.delivered); err != nil {
-		s.b.appended()
+func (s *Stream) AsyncAppend(ctx context.Context, r broker.Record, answer broker.Answer) error {
+	a := s.newAppending()
+	if err := s.append(ctx, a, &r, answer); err != nil {
+		a.free()
 		return fail("publish", s.topic.name, err)
 	}
 	return nil
 }
 
-// delivered is the record's promise. A method of its own finds its way back
-// whatever hooks did to the record.
-func (a *appending) delivered(_ *kgo.Record, err error) {
+func (s *Stream) append(ctx context.Context, a *appending, r *broker.Record, answer broker.Answer) error {
+	if s.closed.Load() {
+		return broker.ErrClosed
+	}
+	if err := s.b.mayPublish(ctx); err != nil {
+		return err
+	}
+	if !s.b.appends.Load() {
+		s.b.appends.Store(true)
+	}
+	a.Context, a.answer, a.rec.Context = ctx, answer, a
+	if err := s.encode(ctx, s.b.client, &a.item, r, nil); err != nil {
+		return err
+	}
+	promise := s.appended
+	if !s.b.lends { // hooks may keep a record, and take its context away
+		promise = func(_ *kgo.Record, err error) { s.answer(a, err) }
+	}
+	if !s.b.lends || !s.met.Load() { // the client's search for a topic keeps a context
+		a.sheet.held.Store(true)
+	}
+	return s.b.produce(ctx, s.met, a, &a.item, promise)
+}
+
+func (s *Stream) newAppending() *appending {
+	s.sheetMu.Lock()
+	defer s.sheetMu.Unlock()
+	p := s.sheet
+	if p == nil {
+		p = sheets.Get().(*sheet) //nolint:errcheck,forcetypeassert // the pool holds nothing else
+		p.next = 0
+		p.left.Store(int32(len(p.items)))
+		s.sheet = p
+	}
+	a := &p.items[p.next]
+	a.sheet = p
+	if p.next++; p.next == len(p.items) {
+		s.sheet = nil
+	}
+	return a
+}
+
+// free ends the use of an appending.
+func (a *appending) free() {
+	p := a.sheet
+	if !p.held.Load() {
+		a.Context, a.rec, a.answer = nil, kgo.Record{}, broker.Answer{}
+		a.placed.Store(false)
+	}
+	if p.left.Add(-1) == 0 && !p.held.Load() {
+		sheets.Put(p)
+	}
+}
+
+// answered is the promise of records that are in nobody else's hands.
+func (s *Stream) answered(r *kgo.Record, err error) {
+	if a, ok := r.Context.(*appending); ok {
+		s.answer(a, err)
+	}
+}
+
+func (s *Stream) answer(a *appending, err error) {
 	var receipt broker.Receipt
 	if err == nil {
 		receipt.Partition, receipt.Offset = a.rec.Partition, broker.NewOffset(a.rec.Offset)
 	} else {
-		err = fail("publish", a.stream.topic.name, publishError(a.Context, err))
+		err = fail("publish", s.topic.name, publishError(a.Context, err))
 	}
-	a.answer(receipt, err)
-	a.stream.b.appended()
+	answer := a.answer
+	a.free()
+	answer.Give(receipt, err)
 }

@@ -23,17 +23,17 @@ type Broker struct {
 	admin    *kadm.Client
 	maxBytes sync.Map // of a topic's batch: name → int32
 	met      metTopics
+	lends    bool // nobody but the client sees records: see lendsCopies
 
 	publishes atomic.Bool   // the client has a producer id
 	asking    chan struct{} // holds a token while somebody asks for it
-	appends   atomic.Int64  // records of AsyncAppend on their way
-	emptying  atomic.Bool   // somebody waits for idle
+	appends   atomic.Bool   // AsyncAppend was used
 
 	mu      sync.Mutex
 	handles map[io.Closer]struct{}
 	state   brokerState
 	busy    int           // calls that publish, and deliveries in hand
-	idle    chan struct{} // closed when nothing is in hand, if somebody waits
+	idle    chan struct{} // closed when busy falls to zero, if somebody waits
 	closing sync.Once
 }
 
@@ -68,6 +68,7 @@ func Open(ctx context.Context, o *Options) (*Broker, error) {
 		b.client.Close()
 		return nil, fail("open", "", err)
 	}
+	b.lends = lendsCopies(b.client)
 	b.admin = kadm.NewClient(b.client)
 	if err := b.Ping(ctx); err != nil {
 		b.client.Close()
@@ -120,6 +121,7 @@ func (b *Broker) openStream(ctx context.Context, name string, opts *broker.Strea
 		}
 	}
 	s := &Stream{b: b, topic: t, met: b.met.of(name), caps: c, count: t.partitions}
+	s.appended = s.answered
 	return s, b.add(s)
 }
 
@@ -139,6 +141,9 @@ func (b *Broker) Shutdown(ctx context.Context) error {
 		}
 	}
 	err := b.waitIdle(ctx)
+	if err == nil && b.appends.Load() { // the client alone counts what was appended
+		err = bounded(ctx, b.client.Flush(ctx))
+	}
 	return fail("shutdown", "", errors.Join(err, b.Close()))
 }
 
@@ -233,34 +238,16 @@ func (b *Broker) begin() error {
 func (b *Broker) end() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.busy--
-	b.wake()
-}
-
-// appended counts one record of AsyncAppend less.
-func (b *Broker) appended() {
-	if b.appends.Add(-1) == 0 && b.emptying.Load() {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		b.wake()
-	}
-}
-
-func (b *Broker) inHand() bool { return b.busy > 0 || b.appends.Load() > 0 }
-
-// wake lets Shutdown look again if nothing is in hand. b.mu is held.
-func (b *Broker) wake() {
-	if b.idle != nil && !b.inHand() {
+	if b.busy--; b.busy == 0 && b.idle != nil {
 		close(b.idle)
 		b.idle = nil
 	}
 }
 
 func (b *Broker) waitIdle(ctx context.Context) error {
-	b.emptying.Store(true)
 	for {
 		b.mu.Lock()
-		if !b.inHand() || b.state == stateClosed {
+		if b.busy == 0 || b.state == stateClosed {
 			b.mu.Unlock()
 			return nil
 		}

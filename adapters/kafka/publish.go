@@ -21,22 +21,29 @@ import (
 type item struct {
 	context.Context //nolint:containedctx // it is the record's context, for as long as the record is on its way
 	rec             kgo.Record
-	flight          *flight
-	err             error
-	done            atomic.Bool // err and rec are final
 	placed          atomic.Bool // the client has it in a partition, or is about to
 	pin             bool
 }
 
 type itemKey struct{}
 
-// Value is how an item is found where a hook has wrapped the record's context.
-func (it *item) Value(key any) any {
+func (it *item) value(key, self any) any {
 	if key == (itemKey{}) {
-		return it
+		return self
 	}
 	return it.Context.Value(key)
 }
+
+// A sending is an item of a flight.
+type sending struct {
+	item
+	flight *flight
+	err    error
+	done   atomic.Bool // err and rec are final
+}
+
+// Value is how a sending is found where a hook has wrapped the record's context.
+func (it *sending) Value(key any) any { return it.value(key, it) }
 
 // Done is the call's until the record is placed; then there is no end.
 func (it *item) Done() <-chan struct{} {
@@ -54,25 +61,37 @@ func (it *item) Err() error {
 	return it.Context.Err()
 }
 
-func itemOf(r *kgo.Record) *item {
-	if it, ok := r.Context.(*item); ok {
-		return it
+// carrierOf returns what a record is part of: a *sending or an *appending.
+func carrierOf(r *kgo.Record) any {
+	switch c := r.Context.(type) {
+	case *sending, *appending:
+		return c
 	}
-	it, _ := r.Context.Value(itemKey{}).(*item)
-	return it
+	return r.Context.Value(itemKey{})
+}
+
+func itemOf(r *kgo.Record) *item {
+	switch c := carrierOf(r).(type) {
+	case *sending:
+		return &c.item
+	case *appending:
+		return &c.item
+	}
+	return nil
 }
 
 // A flight is what was handed to the client in one call.
 type flight struct {
-	items []item
-	left  atomic.Int64
-	done  chan struct{}
+	items  []sending
+	left   atomic.Int64
+	done   chan struct{}
+	copies *copies // of what items refer to; nil: they refer to the caller's
 }
 
 // newFlight returns a flight of n records that carry the time as it is now:
 // left to the client, each would read the clock.
 func newFlight(ctx context.Context, n int) *flight {
-	f := &flight{items: make([]item, n), done: make(chan struct{})}
+	f := &flight{items: make([]sending, n), done: make(chan struct{})}
 	now := time.Now()
 	for i := range f.items {
 		it := &f.items[i]
@@ -83,26 +102,25 @@ func newFlight(ctx context.Context, n int) *flight {
 }
 
 func delivered(r *kgo.Record, err error) {
-	it := itemOf(r)
-	if it == nil {
-		return // a hook threw the record's context away
+	if it, ok := carrierOf(r).(*sending); ok { // else a hook threw the record's context away
+		it.settled(err)
 	}
-	it.settled(err)
 }
 
-func (it *item) settled(err error) {
+func (it *sending) settled(err error) {
 	it.err = err
 	it.done.Store(true)
-	if it.flight.left.Add(-1) == 0 {
-		close(it.flight.done)
+	if f := it.flight; f.left.Add(-1) == 0 {
+		f.copies.giveBack()
+		close(f.done)
 	}
 }
 
-// produce hands a record to the client that publishes, waiting for room until
-// ctx ends. With an error promise is not called.
-func (b *Broker) produce(ctx context.Context, met *atomic.Bool, it *item, promise func(*kgo.Record, error)) error {
+// produce hands a record to the client that publishes, with the context that it
+// is, waiting for room until ctx ends. With an error promise is not called.
+func (b *Broker) produce(ctx context.Context, met *atomic.Bool, as context.Context, it *item, promise func(*kgo.Record, error)) error {
 	if met.Load() {
-		b.client.Produce(it, &it.rec, promise)
+		b.client.Produce(as, &it.rec, promise)
 		return nil
 	}
 	// While the client asks for a topic it does not know it looks at the first
@@ -112,7 +130,7 @@ func (b *Broker) produce(ctx context.Context, met *atomic.Bool, it *item, promis
 		return err
 	}
 	it.placed.Store(true)
-	b.client.TryProduce(it, &it.rec, promise)
+	b.client.TryProduce(as, &it.rec, promise)
 	return nil
 }
 
@@ -140,7 +158,7 @@ func (f *flight) run(ctx context.Context, b *Broker) {
 		if i == 0 || it.rec.Topic != f.items[i-1].rec.Topic || met == nil {
 			met = b.met.of(it.rec.Topic)
 		}
-		if err := b.produce(ctx, met, it, delivered); err != nil {
+		if err := b.produce(ctx, met, it, &it.item, delivered); err != nil {
 			it.settled(err)
 		}
 	}
@@ -185,27 +203,6 @@ func publishError(ctx context.Context, err error) error {
 		return fmt.Errorf("%w: %w", broker.ErrFull, err)
 	}
 	return broker.UnknownOutcome(classify(err))
-}
-
-// copyBody returns a copy of all bytes that a flight refers to, in one piece,
-// if the call may return while a record is still on its way: what a caller
-// hands in is the caller's again once the call returns.
-type copyBody struct{ buf []byte }
-
-func newCopyBody(ctx context.Context, size int) *copyBody {
-	if ctx.Done() == nil {
-		return nil
-	}
-	return &copyBody{make([]byte, 0, size)}
-}
-
-func (c *copyBody) of(b []byte) []byte {
-	if c == nil || len(b) == 0 {
-		return b
-	}
-	n := len(c.buf)
-	c.buf = append(c.buf, b...)
-	return c.buf[n:len(c.buf):len(c.buf)]
 }
 
 func kafkaHeaders(h broker.Headers) []kgo.RecordHeader {

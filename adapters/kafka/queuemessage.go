@@ -64,7 +64,7 @@ func validateQueueMessage(m *broker.Message, c *broker.QueueCapabilities) error 
 }
 
 // encode writes a message into a record.
-func (o *copyOut) encode(it *item, cp *copyBody) {
+func (o *copyOut) encode(it *item, cp *copies) {
 	m, r := o.message, &it.rec
 	r.Topic = o.topic
 	r.Value = cp.of(m.Body)
@@ -173,9 +173,9 @@ func (b *Broker) send(ctx context.Context, outs []copyOut) []error {
 	for i := range outs {
 		size += len(outs[i].message.Body)
 	}
-	cp := newCopyBody(ctx, size)
+	f.copies = b.newCopies(ctx, size)
 	for i := range outs {
-		outs[i].encode(&f.items[i], cp)
+		outs[i].encode(&f.items[i].item, f.copies)
 	}
 	b.deliver(ctx, f)
 	for i := range outs {

@@ -18,6 +18,10 @@ type Stream struct {
 	met   *atomic.Bool // the client that publishes knows the topic
 	caps  broker.StreamCapabilities
 
+	appended func(*kgo.Record, error) // answered, bound once
+	sheetMu  sync.Mutex
+	sheet    *sheet // of newAppending
+
 	mu      sync.Mutex
 	members map[*GroupConsumer]struct{}
 	count   int         // partitions, as far as known
@@ -68,7 +72,8 @@ func (s *Stream) publish(ctx context.Context, rs []broker.Record) ([]broker.Rece
 	}
 	defer s.b.end()
 	f := newFlight(ctx, len(rs))
-	s.fill(ctx, s.b.client, f, rs, newCopyBody(ctx, bodies(rs)))
+	f.copies = s.b.newCopies(ctx, bodies(rs))
+	s.fill(ctx, s.b.client, f, rs, f.copies)
 	s.b.deliver(ctx, f)
 	var errs []error
 	for i := range rs {
@@ -102,14 +107,14 @@ func bodies(rs []broker.Record) int {
 }
 
 // fill translates records; one that is not valid gets its error and stays.
-func (s *Stream) fill(ctx context.Context, client *kgo.Client, f *flight, rs []broker.Record, cp *copyBody) {
+func (s *Stream) fill(ctx context.Context, client *kgo.Client, f *flight, rs []broker.Record, cp *copies) {
 	for i := range rs {
-		f.items[i].err = s.encode(ctx, client, &f.items[i], &rs[i], cp)
+		f.items[i].err = s.encode(ctx, client, &f.items[i].item, &rs[i], cp)
 	}
 }
 
 // encode translates a record that is valid.
-func (s *Stream) encode(ctx context.Context, client *kgo.Client, it *item, r *broker.Record, cp *copyBody) error {
+func (s *Stream) encode(ctx context.Context, client *kgo.Client, it *item, r *broker.Record, cp *copies) error {
 	if err := broker.ValidateRecord(r, &s.caps); err != nil {
 		return err
 	}

@@ -47,7 +47,7 @@ func (x *Tx) publish(ctx context.Context, to broker.Stream, rs []broker.Record) 
 		return err
 	}
 	f := newFlight(context.Background(), len(rs))
-	s.fill(ctx, x.client, f, rs, &copyBody{make([]byte, 0, bodies(rs))})
+	s.fill(ctx, x.client, f, rs, &copies{needed: bodies(rs)})
 	for i := range f.items {
 		if f.items[i].err != nil {
 			return fmt.Errorf("record %d: %w", i, f.items[i].err)
