@@ -123,8 +123,9 @@ func (q *Queue) forget(c *consumer) {
 func (c *consumer) run(s *session) {
 	defer close(c.done)
 	defer c.waitFetches()
-	backoff := c.q.b.o.MinBackoff
+	wait := newBackoff(c.q.b.o)
 	for s != nil || c.ctx.Err() == nil { // a session is ended also when Close came first
+		began := time.Now()
 		if s == nil {
 			var err error
 			if s, err = c.open(c.ctx); err != nil {
@@ -132,13 +133,11 @@ func (c *consumer) run(s *session) {
 					return
 				}
 				c.failed(err)
-				sleep(c.ctx, backoff/2+rand.N(backoff/2+1))
-				backoff = min(2*backoff, c.q.b.o.MaxBackoff)
+				wait.sleep(c.ctx, began)
 				continue
 			}
 			c.inbox.SetErr(nil)
 		}
-		began := time.Now()
 		err := c.serve(s)
 		idle := errors.Is(err, errIdle)
 		if err != nil && !idle && c.ctx.Err() == nil {
@@ -146,11 +145,8 @@ func (c *consumer) run(s *session) {
 		}
 		c.end(s)
 		s = nil
-		if idle || time.Since(began) > time.Second {
-			backoff = c.q.b.o.MinBackoff
-		} else {
-			sleep(c.ctx, rand.N(backoff))
-			backoff = min(2*backoff, c.q.b.o.MaxBackoff)
+		if !idle {
+			wait.sleep(c.ctx, began)
 		}
 	}
 }
@@ -200,7 +196,7 @@ func (c *consumer) openSession(g *generation) (*session, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.count++
-	s := &session{gen: g, ch: ch, acks: newAcks(ch, c.count, c.signal)}
+	s := &session{gen: g, ch: ch, acks: newAcks(ch, c.count, c.prefetch/max(1, len(c.priority)), c.signal)}
 	s.closed = ch.NotifyClose(make(chan *amqp.Error, 1))
 	s.cancelled = ch.NotifyCancel(make(chan string, len(queues)))
 	c.session = s

@@ -43,6 +43,7 @@ type generation struct {
 	n        uint32
 	endpoint string // host and port
 	conn     *amqp.Connection
+	pipe     *pipe // under conn
 	dead     chan struct{}
 
 	mu      sync.Mutex
@@ -93,7 +94,9 @@ func (l *link) start(g *generation) {
 
 func (l *link) run(g *generation) {
 	defer close(l.done)
-	backoff := l.o.MinBackoff
+	// Each has its own: how long the broker was away says nothing about how often
+	// it cuts, and one that cuts at once is not stormed.
+	dialing, cut := newBackoff(l.o), newBackoff(l.o)
 	for g != nil || l.ctx.Err() == nil { // a connection is closed also when close came first
 		if g == nil {
 			var err error
@@ -102,12 +105,12 @@ func (l *link) run(g *generation) {
 				if l.ctx.Err() != nil {
 					return
 				}
-				wait := backoff/2 + rand.N(backoff/2+1)
-				backoff = min(2*backoff, l.o.MaxBackoff)
+				wait := dialing.after(0)
 				l.log.Warn("connecting failed", "error", err, "retry_in", wait)
 				sleep(l.ctx, wait)
 				continue
 			}
+			dialing = newBackoff(l.o)
 			if l.up != nil {
 				l.up(l.ctx, g)
 			}
@@ -120,14 +123,10 @@ func (l *link) run(g *generation) {
 			return
 		}
 		l.set(nil, err)
-		l.log.Warn("connection lost", "endpoint", g.endpoint, "generation", g.n, "error", err)
+		wait := cut.after(time.Since(opened))
+		l.log.Warn("connection lost", "endpoint", g.endpoint, "generation", g.n, "error", err, "retry_in", wait)
 		g = nil
-		if time.Since(opened) > l.o.MaxBackoff {
-			backoff = l.o.MinBackoff
-		} else {
-			sleep(l.ctx, rand.N(backoff)) // so that a broker that cuts at once is not stormed
-			backoff = min(2*backoff, l.o.MaxBackoff)
-		}
+		sleep(l.ctx, wait)
 	}
 }
 
@@ -257,7 +256,7 @@ func (l *link) dial(ctx context.Context) (*generation, error) {
 		}
 		cfg.SASL = []amqp.Authentication{&amqp.PlainAuth{Username: user, Password: password}}
 	}
-	var socket net.Conn
+	var socket *pipe
 	abort := func() bool { return true }
 	cfg.Dial = func(network, address string) (net.Conn, error) {
 		c, err := l.o.Dial(ctx, network, address)
@@ -288,7 +287,7 @@ func (l *link) dial(ctx context.Context) (*generation, error) {
 	l.mu.Unlock()
 	free := make(chan struct{})
 	close(free)
-	return &generation{n: n, endpoint: endpoint, conn: conn, dead: make(chan struct{}), free: free}, nil
+	return &generation{n: n, endpoint: endpoint, conn: conn, pipe: socket, dead: make(chan struct{}), free: free}, nil
 }
 
 func ignoreClosed(err error) error {
