@@ -2,6 +2,7 @@ package rabbitmq
 
 import (
 	"sync"
+	"time"
 
 	"github.com/queuestream/broker"
 )
@@ -9,10 +10,12 @@ import (
 // acks tracks the deliveries of one channel by tag and sends what is decided on
 // them. Tags count from 1. A verdict sets a state; one writer sends one
 // `multiple` acknowledgement up to the first gap and single ones beyond it.
-// While it sends, others gather.
+// Acknowledgements gather until there are full of them, for ackLinger at most:
+// each frame is an entry in the log of a quorum queue.
 type acks struct {
 	ch         acker
 	generation uint32
+	full       int
 	quiet      func() // called when nothing is open and all is sent; or nil
 
 	mu      sync.Mutex
@@ -23,8 +26,9 @@ type acks struct {
 	ready   []uint64 // acknowledged, not sent
 	returns []uint64 // to requeue, not sent
 	sending bool
+	hurried bool // what gathered is waited for
 	dead    bool
-	wake    chan struct{}
+	wake    chan struct{} // a token: something to send, or to send it at once
 	idle    chan struct{} // closed and replaced when open falls to 0 or all is sent
 	done    chan struct{} // closed when the writer has returned
 }
@@ -53,9 +57,19 @@ const (
 	ackSent
 )
 
-func newAcks(ch acker, generation uint32, quiet func()) *acks {
+// ackLinger is far below what anyone waits for: nothing but the broker's room
+// for a consumer that has taken its whole prefetch depends on acknowledgements,
+// and full is a small part of that.
+const ackLinger = 5 * time.Millisecond
+
+// ackShare is the part of a prefetch that may be acknowledged and not sent.
+const ackShare = 8
+
+// newAcks makes the acks of a channel whose subscriptions have at least prefetch
+// each.
+func newAcks(ch acker, generation uint32, prefetch int, quiet func()) *acks {
 	a := &acks{
-		ch: ch, generation: generation, quiet: quiet, base: 1,
+		ch: ch, generation: generation, full: max(1, prefetch/ackShare), quiet: quiet, base: 1,
 		wake: make(chan struct{}, 1), idle: make(chan struct{}), done: make(chan struct{}),
 	}
 	go a.run()
@@ -134,43 +148,53 @@ func (a *acks) decide(tag uint64, generation uint32, requeue bool) bool {
 	}
 	e.d = nil
 	a.open--
-	if len(a.ready)+len(a.returns) == 1 {
-		select {
-		case a.wake <- struct{}{}:
-		default:
-		}
+	if requeue || len(a.ready) == 1 || len(a.ready) == a.full {
+		a.signal()
 	}
 	return true
 }
 
+// signal leaves a token for the writer.
+func (a *acks) signal() {
+	select {
+	case a.wake <- struct{}{}:
+	default:
+	}
+}
+
 func (a *acks) run() {
 	defer close(a.done)
+	linger := time.NewTimer(ackLinger)
+	defer linger.Stop()
 	for range a.wake {
-		for a.flush() {
+		linger.Reset(ackLinger)
+		for gathering := true; gathering && a.mayGather(); {
+			select {
+			case <-a.wake:
+			case <-linger.C:
+				gathering = false
+			}
 		}
-		a.mu.Lock()
-		dead := a.dead
-		a.mu.Unlock()
-		if dead {
+		if a.flush() {
 			return
 		}
 	}
 }
 
-// flush sends what gathered and reports whether there was anything.
-func (a *acks) flush() bool {
+// mayGather tells whether what there is to send may wait for more.
+func (a *acks) mayGather() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.ready) > 0 && len(a.ready) < a.full && len(a.returns) == 0 && !a.hurried && !a.dead
+}
+
+// flush sends what gathered and reports whether the channel is gone, so that
+// nothing more will.
+func (a *acks) flush() (dead bool) {
 	a.mu.Lock()
 	ready, returns := a.ready, a.returns
-	a.ready, a.returns = nil, nil
-	if len(ready)+len(returns) == 0 {
-		a.notify()
-		idle := a.open == 0 && !a.dead
-		a.mu.Unlock()
-		if idle && a.quiet != nil {
-			a.quiet()
-		}
-		return false
-	}
+	a.ready, a.returns, a.hurried = nil, nil, false
+	dead = a.dead
 	for _, t := range returns {
 		a.entries[t-a.base].state = ackSent
 	}
@@ -202,8 +226,12 @@ func (a *acks) flush() bool {
 		a.ready, a.returns = nil, nil
 	}
 	a.notify()
+	idle := a.open == 0 && len(a.ready)+len(a.returns) == 0 && !a.dead
 	a.mu.Unlock()
-	return err == nil
+	if idle && a.quiet != nil {
+		a.quiet()
+	}
+	return dead
 }
 
 func (a *acks) write(ready, returns []uint64, upTo uint64) error {
@@ -238,9 +266,13 @@ func (a *acks) notify() {
 func (a *acks) waiting(all bool) <-chan struct{} {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	unsent := a.sending || len(a.ready)+len(a.returns) > 0
-	if !unsent && (a.dead || !all || a.open == a.parked) {
+	gathered := len(a.ready)+len(a.returns) > 0
+	if !a.sending && !gathered && (a.dead || !all || a.open == a.parked) {
 		return nil
+	}
+	if gathered {
+		a.hurried = true
+		a.signal()
 	}
 	return a.idle
 }
@@ -269,10 +301,7 @@ func (a *acks) close() []*broker.Delivery {
 		}
 	}
 	a.open, a.parked = 0, 0
-	select {
-	case a.wake <- struct{}{}:
-	default:
-	}
+	a.signal()
 	a.mu.Unlock()
 	<-a.done
 	return open

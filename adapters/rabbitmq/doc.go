@@ -25,7 +25,10 @@
 //   - AMQP has no lease: Extend and ConsumerOptions.Lease are unsupported. The
 //     broker ends a channel that holds a delivery too long (consumer_timeout,
 //     30 minutes by default, https://www.rabbitmq.com/docs/consumers).
-//   - Ack answers once the verdict is handed to the connection that delivered.
+//   - AMQP answers no acknowledgement: nil from Ack means that it is on its way.
+//     Acknowledgements gather for 5 ms at most, since each frame is an entry in a
+//     quorum queue's log; if the connection breaks, or the program is killed,
+//     before they arrive, the broker delivers again.
 //   - Attempts are counted by the quorum queue (x-delivery-count) and, across a
 //     delay, by a header. Before RabbitMQ 4.3 a prefetched message that was
 //     given back unread counts as an attempt: keep Prefetch low where
@@ -72,6 +75,15 @@
 // Streams need the plugin rabbitmq_stream (port 5552). Each stored offset takes
 // an offset itself, so lag is an upper bound. Time is the publisher's; a seek by
 // time skips what is earlier in its chunk.
+//
+// What was not confirmed when a connection broke is published again with the same
+// number, and the broker stores it once. It knows numbers by the producer's name,
+// and confirms, but drops, one that is not above the last of that name, so that
+// two producers of one name would lose each other's records
+// (https://www.rabbitmq.com/blog/2021/07/28/rabbitmq-streams-message-deduplication).
+// Therefore each handle publishes under a name of its own: StreamOptions.Producer,
+// a dot and an ID. Any number of handles, in one program or in several, may have
+// the same Producer.
 //
 // The broker stores a group's offset unconfirmed and from anyone. Here a commit
 // goes over the connection that makes a member the active one, is confirmed by

@@ -1,16 +1,20 @@
 package rabbitmq
 
 import (
+	"context"
 	"net"
 	"sync"
 	"time"
+
+	"github.com/queuestream/broker"
 )
 
 // A pipe is a connection whose Write only appends to a buffer; one goroutine
 // writes the buffer to the network. The client flushes after every publish and
 // acknowledgement: here what gathers during one system call leaves with the
 // next. It also keeps the client's locks free while the network stalls. The
-// buffer is bounded by the publishers' windows and the consumers' prefetch.
+// buffer is bounded by the publishers' windows and the consumers' prefetch; who
+// publishes waits for room outside those locks.
 type pipe struct {
 	net.Conn
 
@@ -20,17 +24,20 @@ type pipe struct {
 	err    error
 	closed bool
 	wake   chan struct{}
-	done   chan struct{}
+	taken  chan struct{} // closed when chunks are taken to be written; nil: nobody waits
+	done   chan struct{} // closed when run has returned
 }
 
 // pipeLinger bounds how long Close waits for the last bytes to leave.
 const pipeLinger = 200 * time.Millisecond
 
 // The buffer grows by chunks, so that what it holds is copied once however much
-// that is; up to pipeKeep of them are kept for reuse.
+// that is. pipeFull of them gather while as many are written, and all are kept for
+// reuse: fresh memory for each body costs more than the copy.
 const (
 	pipeChunk = 64 << 10
-	pipeKeep  = 16
+	pipeFull  = 8
+	pipeKeep  = 2 * pipeFull
 )
 
 func newPipe(c net.Conn) *pipe {
@@ -61,6 +68,30 @@ func (p *pipe) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
+// room waits while pipeFull chunks are full, until ctx ends. Once the pipe is
+// closed or broken, Write tells.
+func (p *pipe) room(ctx context.Context) error {
+	for {
+		p.mu.Lock()
+		over := p.closed || p.err != nil
+		if over || len(p.chunks) <= pipeFull {
+			p.mu.Unlock()
+			return nil
+		}
+		if p.taken == nil {
+			p.taken = make(chan struct{})
+		}
+		taken := p.taken
+		p.mu.Unlock()
+		select {
+		case <-taken:
+		case <-p.done:
+		case <-ctx.Done():
+			return broker.ContextError(ctx)
+		}
+	}
+}
+
 // chunk returns an empty one. p.mu is held.
 func (p *pipe) chunk() []byte {
 	if n := len(p.free); n > 0 {
@@ -85,6 +116,10 @@ func (p *pipe) run() {
 		p.mu.Lock()
 		out, p.chunks = p.chunks, out[:0]
 		closed := p.closed
+		if p.taken != nil {
+			close(p.taken)
+			p.taken = nil
+		}
 		p.mu.Unlock()
 		sent = append(sent[:0], out...)
 		rest := net.Buffers(out) // WriteTo takes out what it has written

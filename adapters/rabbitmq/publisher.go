@@ -385,7 +385,11 @@ func (b *flightBatch) send(ctx context.Context, i int) (flight, error) {
 			return f, broker.ContextError(ctx)
 		}
 	}
-	if err := broker.ContextError(ctx); err != nil {
+	err := broker.ContextError(ctx)
+	if err == nil {
+		err = b.cc.gen.pipe.room(ctx)
+	}
+	if err != nil {
 		b.w.sem.Release(f.weight)
 		return f, err
 	}

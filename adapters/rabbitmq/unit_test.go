@@ -1,18 +1,15 @@
 package rabbitmq
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"math"
-	"math/rand/v2"
 	"net"
 	"os"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -134,158 +131,6 @@ func TestForeignDelivery(t *testing.T) {
 	why, ok := broker.DeadLetterOf(&d.Message)
 	if !ok || why.Queue != "orders" || why.Reason != "expired" {
 		t.Fatalf("%+v", why)
-	}
-}
-
-// A fakeAcker applies acknowledgements as the broker does.
-type fakeAcker struct {
-	mu      sync.Mutex
-	open    map[uint64]bool
-	settled map[uint64]string
-	frames  int
-	err     error
-}
-
-func (f *fakeAcker) Ack(tag uint64, multiple bool) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.err != nil {
-		return f.err
-	}
-	f.frames++
-	if !f.open[tag] {
-		f.err = fmt.Errorf("unknown delivery tag %d", tag)
-		return f.err
-	}
-	for t := range f.open {
-		if t == tag || multiple && t < tag {
-			delete(f.open, t)
-			f.settled[t] = "ack"
-		}
-	}
-	return nil
-}
-
-func (f *fakeAcker) Reject(tag uint64, requeue bool) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.frames++
-	if !f.open[tag] || !requeue {
-		f.err = fmt.Errorf("reject of %d", tag)
-		return f.err
-	}
-	delete(f.open, tag)
-	f.settled[tag] = "requeue"
-	return nil
-}
-
-// TestAcksModel: whatever the order of verdicts, each reaches the broker once,
-// as decided, and nothing else is settled.
-func TestAcksModel(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		f := &fakeAcker{open: map[uint64]bool{}, settled: map[uint64]string{}}
-		a := newAcks(f, 1, nil)
-		n := uint64(rapid.IntRange(1, 60).Draw(t, "n"))
-		var tags []uint64
-		for tag := range n {
-			f.open[tag+1] = true
-			tags = append(tags, tag+1)
-		}
-		for _, tag := range shuffled(t, tags) { // several subscriptions share the tags
-			if !a.add(tag, &broker.Delivery{}) {
-				t.Fatalf("add %d", tag)
-			}
-		}
-		want := map[uint64]string{}
-		for _, tag := range shuffled(t, tags)[:rapid.IntRange(0, int(n)).Draw(t, "decided")] {
-			requeue := rapid.Bool().Draw(t, "requeue")
-			want[tag] = map[bool]string{true: "requeue", false: "ack"}[requeue]
-			if !a.decide(tag, 1, requeue) || a.decide(tag, 1, false) || a.decide(tag, 2, false) {
-				t.Fatalf("decide %d", tag)
-			}
-		}
-		for w := a.waiting(false); w != nil; w = a.waiting(false) {
-			<-w
-		}
-		if open := a.close(); len(open) != int(n)-len(want) {
-			t.Fatalf("%d open, want %d", len(open), int(n)-len(want))
-		}
-		if a.decide(1, 1, false) || f.err != nil || fmt.Sprint(f.settled) != fmt.Sprint(want) {
-			t.Fatalf("settled %v, want %v, %v", f.settled, want, f.err)
-		}
-	})
-}
-
-func shuffled(t *rapid.T, tags []uint64) []uint64 {
-	return rapid.Permutation(tags).Draw(t, "order")
-}
-
-// TestAcksUseMultiple: contiguous acknowledgements share frames.
-func TestAcksUseMultiple(t *testing.T) {
-	f := &fakeAcker{open: map[uint64]bool{}, settled: map[uint64]string{}}
-	a := newAcks(f, 1, nil)
-	const n = 1000
-	f.mu.Lock() // the writer waits, and the rest gathers
-	for tag := uint64(1); tag <= n; tag++ {
-		f.open[tag] = true
-		a.add(tag, &broker.Delivery{})
-	}
-	for tag := uint64(1); tag <= n; tag++ {
-		a.decide(tag, 1, false)
-	}
-	f.mu.Unlock()
-	for w := a.waiting(true); w != nil; w = a.waiting(true) {
-		<-w
-	}
-	a.close()
-	if f.frames > 2+n/2 || len(f.settled) != n || f.err != nil {
-		t.Fatalf("%d frames, %d settled, %v", f.frames, len(f.settled), f.err)
-	}
-}
-
-// TestPipe: bytes come out in order, a stalled peer blocks no writer, and Close
-// is bounded.
-func TestPipe(t *testing.T) {
-	near, far := net.Pipe()
-	p := newPipe(near)
-	var want bytes.Buffer
-	for i := range 500 {
-		size := rand.IntN(3000)
-		if i%50 == 0 {
-			size = rand.IntN(3 * pipeChunk)
-		}
-		b := bytes.Repeat([]byte{byte(rand.IntN(256))}, size)
-		want.Write(b)
-		if _, err := p.Write(b); err != nil { // nobody reads yet
-			t.Fatal(err)
-		}
-	}
-	got := make([]byte, want.Len())
-	for n := 0; n < len(got); {
-		k, err := far.Read(got[n:])
-		if err != nil {
-			t.Fatal(err)
-		}
-		n += k
-	}
-	if !bytes.Equal(got, want.Bytes()) {
-		t.Fatal("other bytes came out")
-	}
-	if _, err := p.Write([]byte("never read")); err != nil {
-		t.Fatal(err)
-	}
-	start := time.Now()
-	if err := p.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if took := time.Since(start); took > 5*pipeLinger {
-		t.Fatalf("Close took %v", took)
-	}
-	if _, err := p.Write(nil); err == nil {
-		t.Fatal("write after close")
-	}
-	if err := far.Close(); err != nil {
-		t.Fatal(err)
 	}
 }
 
