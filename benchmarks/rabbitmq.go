@@ -25,7 +25,7 @@ func rabbitScenarios() []scenario {
 	watermill1, watermill64 := watermillRabbit(1), watermillRabbit(goroutines)
 	flood := scenario{
 		name:     "rabbitmq confirmed publish, 1 goroutine",
-		what:     "Quorum queue, persistent, mandatory, confirmed. The raw client pipelines 1,000 confirms; the broker gets batches of 1,000; the peers have a blocking call only.",
+		what:     "Quorum queue, persistent, mandatory, confirmed. The raw client pipelines 1,000 confirms; the broker gets batches of 1,000 (16 MiB at most); the peers have a blocking call only.",
 		messages: 50_000, needs: needs,
 		contenders: []contender{
 			{name: "raw amqp091", open: flooding(rabbitQueue, rawRabbit)},
@@ -56,7 +56,7 @@ func rabbitScenarios() []scenario {
 	}
 	return []scenario{
 		flood,
-		sized(flood, "1 KiB", 1<<10, 30_000), sized(flood, "64 KiB", 64<<10, 2000),
+		sized(flood, "1 KiB", 1<<10, 30_000), sized(flood, "64 KiB", 64<<10, 5000),
 		{
 			name:     "rabbitmq confirmed publish, 64 goroutines",
 			what:     "A blocking call for each message from 64 goroutines; the raw client's share one channel.",
@@ -70,7 +70,7 @@ func rabbitScenarios() []scenario {
 			targets: []target{{of: "broker", over: "raw amqp091, one shared channel", atLeast: 1}},
 		},
 		read,
-		sized(read, "1 KiB", 1<<10, 30_000), sized(read, "64 KiB", 64<<10, 2000),
+		sized(read, "1 KiB", 1<<10, 30_000), sized(read, "64 KiB", 64<<10, 5000),
 		{
 			name: "rabbitmq queue, half load", what: halfLoadWhat, messages: 20_000, needs: needs,
 			contenders: []contender{
