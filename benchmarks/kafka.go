@@ -382,13 +382,13 @@ func kafkaQueue(ctx context.Context, _ int) (place, error) {
 }
 
 func rawShare(_ context.Context, p place) (rig, error) {
+	var cl *kgo.Client
 	return rig{
-		read: func(ctx context.Context, got func([]byte) bool) error {
-			cl, err := kgo.NewClient(kgo.SeedBrokers(kafkaAddrs()...), kgo.ConsumeTopics(p.name), kgo.ShareGroup("queue-"+p.name))
+		read: func(ctx context.Context, got func([]byte) bool) (err error) {
+			cl, err = kgo.NewClient(kgo.SeedBrokers(kafkaAddrs()...), kgo.ConsumeTopics(p.name), kgo.ShareGroup("queue-"+p.name))
 			if err != nil {
 				return err
 			}
-			defer cl.Close()
 			for more := true; more; {
 				fs := cl.PollRecords(ctx, 500)
 				if err := fs.Err0(); err != nil {
@@ -401,7 +401,10 @@ func rawShare(_ context.Context, p place) (rig, error) {
 			}
 			return cl.FlushAcks(ctx)
 		},
-		stop: nothing,
+		stop: func() error {
+			cl.Close()
+			return nil
+		},
 	}, nil
 }
 

@@ -49,7 +49,7 @@ func floodTo(q broker.Queue, batch int) func(context.Context, int) error {
 }
 
 // readFrom receives from a queue of the broker and acknowledges, many at a
-// time.
+// time. The consumer closes with the broker, as those of the peers do.
 func readFrom(q broker.Queue) func(context.Context, func([]byte) bool) error {
 	return func(ctx context.Context, got func([]byte) bool) error {
 		c, err := q.Consumer(ctx, &broker.ConsumerOptions{Prefetch: 1000})
@@ -62,13 +62,13 @@ func readFrom(q broker.Queue) func(context.Context, func([]byte) bool) error {
 				err = broker.AckAll(ctx, ds...)
 			}
 			if err != nil {
-				return errors.Join(unlessEnded(ctx, err), c.Close())
+				return unlessEnded(ctx, err)
 			}
 			for _, d := range ds {
 				more = got(d.Body)
 			}
 		}
-		return c.Close()
+		return nil
 	}
 }
 
