@@ -97,6 +97,8 @@ type Harness struct {
 	Seed uint64
 	// Log is where Check writes; nil: nowhere.
 	Log io.Writer
+
+	unreported bool // a run of this package's own tests leaves no report
 }
 
 // A FaultKind names a fault.

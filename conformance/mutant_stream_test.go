@@ -307,7 +307,7 @@ func (m *mutantMember) Close() error {
 func streamMutantHarness(t *testing.T, m *streamMutation, only ...string) Harness {
 	var w *streamWorld
 	return Harness{
-		Name: "mutant", Kinds: Stream, Only: only, Patience: 24 * time.Hour, Million: 5000, Seed: 1,
+		Name: "mutant", unreported: true, Kinds: Stream, Only: only, Patience: 24 * time.Hour, Million: 5000, Seed: 1,
 		Around: func(_ T, run func(T)) {
 			synctest.Test(t, func(t *testing.T) {
 				server, err := memory.Open(t.Context(), &memory.Options{Profile: m.profile})

@@ -295,7 +295,7 @@ func (s *mutantSettler) Settle(ctx context.Context, batch []broker.Outcome) {
 func mutantHarness(t *testing.T, m *mutation, only ...string) Harness {
 	var w *world
 	return Harness{
-		Name: "mutant", Kinds: Queue, Only: only, Patience: 24 * time.Hour,
+		Name: "mutant", unreported: true, Kinds: Queue, Only: only, Patience: 24 * time.Hour,
 		Million: 1000,
 		Around: func(_ T, run func(T)) {
 			synctest.Test(t, func(t *testing.T) {

@@ -47,6 +47,9 @@ func Run[S interface {
 	}
 	report.Elapsed = time.Since(report.Started)
 	t.Logf("%s", report.Summary())
+	if h.unreported {
+		return report
+	}
 	if err := report.save(); err != nil {
 		t.Errorf("%v", err)
 	}

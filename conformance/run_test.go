@@ -21,7 +21,7 @@ func realHarness(only ...string) Harness {
 		Name: "memory", Version: "1", Kinds: Queue, Only: only, Embedded: true,
 		Open:  func(ctx context.Context) (broker.Broker, error) { return memory.Open(ctx, nil) },
 		Lease: 100 * time.Millisecond, Delay: 50 * time.Millisecond, Quiet: 30 * time.Millisecond, Tick: 5 * time.Millisecond,
-		Patience: 5 * time.Second, Million: 20_000,
+		Patience: 5 * time.Second, Million: 20_000, unreported: true,
 	}
 }
 
@@ -217,7 +217,7 @@ func TestReportsDirectory(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "reports")
 	t.Setenv(reportsEnv, dir)
 	h := realHarness("1")
-	h.Name, h.Version = "a name", "1.2"
+	h.Name, h.Version, h.unreported = "a name", "1.2", false
 	want := Run(t, h)
 	Run(t, h)
 	files, err := filepath.Glob(filepath.Join(dir, "a-name-1.2-*.json"))
