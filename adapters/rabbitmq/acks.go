@@ -10,8 +10,8 @@ import (
 // acks tracks the deliveries of one channel by tag and sends what is decided on
 // them. Tags count from 1. A verdict sets a state; one writer sends one
 // `multiple` acknowledgement up to the first gap and single ones beyond it.
-// Acknowledgements gather until there are full of them, for ackLinger at most:
-// each frame is an entry in the log of a quorum queue.
+// Acknowledgements soon after others gather until there are full of them, for
+// ackLinger at most: each frame is an entry in the log of a quorum queue.
 type acks struct {
 	ch         acker
 	generation uint32
@@ -164,10 +164,9 @@ func (a *acks) signal() {
 
 func (a *acks) run() {
 	defer close(a.done)
-	linger := time.NewTimer(ackLinger)
+	linger := time.NewTimer(0) // over: the first goes at once
 	defer linger.Stop()
 	for range a.wake {
-		linger.Reset(ackLinger)
 		for gathering := true; gathering && a.mayGather(); {
 			select {
 			case <-a.wake:
@@ -178,6 +177,7 @@ func (a *acks) run() {
 		if a.flush() {
 			return
 		}
+		linger.Reset(ackLinger)
 	}
 }
 

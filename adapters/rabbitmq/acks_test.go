@@ -118,35 +118,36 @@ func TestAcksUseMultiple(t *testing.T) {
 	}
 }
 
-// TestAcksGather: acknowledgements leave together: when there are enough, when
-// ackLinger has passed, or when someone waits for them; a requeue does not wait,
-// and nothing does with a prefetch of 1.
+// TestAcksGather: the first acknowledgement after a while leaves at once, and
+// those that follow it leave together: when there are enough, when ackLinger has
+// passed, or when someone waits for them; a requeue does not wait, and nothing
+// does with a prefetch of 1.
 func TestAcksGather(t *testing.T) {
 	const prefetch = 80 // full of 10
 	for _, c := range []struct {
 		name     string
 		prefetch int
 		decide   func(a *acks)
-		frames   int // at once
+		frames   int // at once, after that of the first
 		later    int // and after ackLinger
 	}{
-		{name: "too few", prefetch: prefetch, decide: func(a *acks) { ackTags(a, 1, 9) }, later: 1},
-		{name: "enough", prefetch: prefetch, decide: func(a *acks) { ackTags(a, 1, 10) }, frames: 1, later: 1},
+		{name: "too few", prefetch: prefetch, decide: func(a *acks) { ackTags(a, 2, 10) }, later: 1},
+		{name: "enough", prefetch: prefetch, decide: func(a *acks) { ackTags(a, 2, 11) }, frames: 1, later: 1},
 		{name: "waited for", prefetch: prefetch, decide: func(a *acks) {
-			ackTags(a, 1, 3)
+			ackTags(a, 2, 4)
 			for w := a.waiting(false); w != nil; w = a.waiting(false) {
 				<-w
 			}
 		}, frames: 1, later: 1},
 		{name: "requeued", prefetch: prefetch, decide: func(a *acks) {
-			ackTags(a, 1, 2)
-			a.decide(3, 1, true)
+			ackTags(a, 2, 3)
+			a.decide(4, 1, true)
 		}, frames: 2, later: 2},
 		{name: "closed", prefetch: prefetch, decide: func(a *acks) {
-			ackTags(a, 1, 2)
+			ackTags(a, 2, 3)
 			a.close()
 		}, frames: 1, later: 1},
-		{name: "prefetch of 1", prefetch: 1, decide: func(a *acks) { ackTags(a, 1, 1) }, frames: 1, later: 1},
+		{name: "prefetch of 1", prefetch: 1, decide: func(a *acks) { ackTags(a, 2, 2) }, frames: 1, later: 1},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -156,14 +157,19 @@ func TestAcksGather(t *testing.T) {
 					f.open[tag] = true
 					a.add(tag, &broker.Delivery{})
 				}
+				ackTags(a, 1, 1)
+				synctest.Wait()
+				if n := f.count(); n != 1 {
+					t.Errorf("%d frames for the first, want 1 at once", n)
+				}
 				c.decide(a)
 				synctest.Wait()
-				if n := f.count(); n != c.frames {
+				if n := f.count() - 1; n != c.frames {
 					t.Errorf("%d frames at once, want %d", n, c.frames)
 				}
 				<-time.After(ackLinger)
 				synctest.Wait()
-				if n := f.count(); n != c.later || f.err != nil {
+				if n := f.count() - 1; n != c.later || f.err != nil {
 					t.Errorf("%d frames after %v, want %d: %v", n, ackLinger, c.later, f.err)
 				}
 				a.close()
