@@ -6,7 +6,11 @@
 // # Streams
 //
 // A [Stream] is a topic. Publishing is idempotent with acks=all; a call whose
-// context ends while its record is on the way returns broker.ErrUnknownOutcome.
+// context ends while its record is on the way returns broker.ErrUnknownOutcome;
+// the record stays on its way, also while the cluster is away, until it is
+// stored, refused or the Broker is closed: taken back, it would take with it
+// what others have published to the partition. A broker.AsyncAppender uses the
+// client's own pipeline, without copies.
 // Groups are consumer groups (cooperative-sticky, or KIP-848 with
 // Options.ServerSideGroups). A commit names the generation that the member
 // believes in, so the broker refuses that of a former owner. A stored position

@@ -8,22 +8,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// deliver hands a flight to the client that publishes, and waits for it.
-func (b *Broker) deliver(ctx context.Context, f *flight) {
-	err := b.mayPublish(ctx)
-	if err == nil {
-		f.run(ctx, b)
-		return
-	}
-	for i := range f.items {
-		it := &f.items[i]
-		if it.err == nil {
-			it.err = err
-		}
-		it.done.Store(true)
-	}
-}
-
 // mayPublish asks, before the first record, whether the cluster gives this
 // user a producer id. A client that was refused one once fails all records for
 // ever, also when the right is there by then; so it begins only when it will

@@ -88,21 +88,15 @@ type flight struct {
 	copies *copies // of what items refer to; nil: they refer to the caller's
 }
 
-// newFlight returns a flight of n records that carry the time as it is now:
-// left to the client, each would read the clock.
-func newFlight(ctx context.Context, n int) *flight {
-	f := &flight{items: make([]sending, n), done: make(chan struct{})}
-	now := time.Now()
-	for i := range f.items {
-		it := &f.items[i]
-		it.rec.Timestamp = now
-		it.Context, it.flight, it.rec.Context = ctx, f, it //nolint:fatcontext // each item holds the call's, none wraps another
-	}
-	return f
+// begin makes an item part of a flight. It carries the time now: left to the
+// client, each record would read the clock.
+func (it *sending) begin(ctx context.Context, f *flight, now time.Time) {
+	it.rec.Timestamp = now
+	it.Context, it.flight, it.rec.Context = ctx, f, it
 }
 
 func delivered(r *kgo.Record, err error) {
-	if it, ok := carrierOf(r).(*sending); ok { // else a hook threw the record's context away
+	if it, ok := carrierOf(r).(*sending); ok {
 		it.settled(err)
 	}
 }
@@ -110,7 +104,11 @@ func delivered(r *kgo.Record, err error) {
 func (it *sending) settled(err error) {
 	it.err = err
 	it.done.Store(true)
-	if f := it.flight; f.left.Add(-1) == 0 {
+	it.flight.landed()
+}
+
+func (f *flight) landed() {
+	if f.left.Add(-1) == 0 {
 		f.copies.giveBack()
 		close(f.done)
 	}
@@ -134,38 +132,42 @@ func (b *Broker) produce(ctx context.Context, met *atomic.Bool, as context.Conte
 	return nil
 }
 
-// run hands every item without an error to the client and waits for all of
-// them, or until ctx ends.
-func (f *flight) run(ctx context.Context, b *Broker) {
-	n := 0
-	for i := range f.items {
-		if f.items[i].err == nil {
-			n++
-		} else {
-			f.items[i].done.Store(true)
-		}
-	}
-	if n == 0 {
-		return
-	}
-	f.left.Store(int64(n))
+// deliver publishes n records of size bytes in all, which encode translates
+// one by one, and waits for them, or until ctx ends. One that encode refuses
+// has its error.
+func (b *Broker) deliver(ctx context.Context, n, size int, encode func(i int, it *item, cp *copies) error) *flight {
+	f := &flight{items: make([]sending, n), done: make(chan struct{}), copies: b.newCopies(ctx, size)}
+	f.left.Store(int64(n) + 1)
+	denied := b.mayPublish(ctx)
+	now := time.Now()
 	var met *atomic.Bool
 	for i := range f.items {
 		it := &f.items[i]
-		if it.done.Load() {
-			continue
+		it.begin(ctx, f, now)
+		err := encode(i, &it.item, f.copies)
+		if err == nil {
+			err = denied
 		}
-		if i == 0 || it.rec.Topic != f.items[i-1].rec.Topic || met == nil {
-			met = b.met.of(it.rec.Topic)
+		if err == nil {
+			if met == nil || it.rec.Topic != f.items[i-1].rec.Topic {
+				met = b.met.of(it.rec.Topic)
+			}
+			promise := delivered
+			if !b.lends { // hooks may take the record's context away
+				promise = func(_ *kgo.Record, err error) { it.settled(err) }
+			}
+			err = b.produce(ctx, met, it, &it.item, promise)
 		}
-		if err := b.produce(ctx, met, it, &it.item, delivered); err != nil {
+		if err != nil {
 			it.settled(err)
 		}
 	}
+	f.landed()
 	select {
 	case <-f.done:
 	case <-ctx.Done():
 	}
+	return f
 }
 
 // result returns what became of item i. Everything but "not sent" and "refused

@@ -168,16 +168,14 @@ func decode(r *kgo.Record) arrival {
 // send writes copies and returns an error for each.
 func (b *Broker) send(ctx context.Context, outs []copyOut) []error {
 	errs := make([]error, len(outs))
-	f := newFlight(ctx, len(outs))
 	size := 0
 	for i := range outs {
 		size += len(outs[i].message.Body)
 	}
-	f.copies = b.newCopies(ctx, size)
-	for i := range outs {
-		outs[i].encode(&f.items[i].item, f.copies)
-	}
-	b.deliver(ctx, f)
+	f := b.deliver(ctx, len(outs), size, func(i int, it *item, cp *copies) error {
+		outs[i].encode(it, cp)
+		return nil
+	})
 	for i := range outs {
 		_, _, errs[i] = f.result(ctx, i)
 	}

@@ -71,10 +71,9 @@ func (s *Stream) publish(ctx context.Context, rs []broker.Record) ([]broker.Rece
 		return receipts, failAll("publish", s.topic.name, len(rs), err)
 	}
 	defer s.b.end()
-	f := newFlight(ctx, len(rs))
-	f.copies = s.b.newCopies(ctx, bodies(rs))
-	s.fill(ctx, s.b.client, f, rs, f.copies)
-	s.b.deliver(ctx, f)
+	f := s.b.deliver(ctx, len(rs), bodies(rs), func(i int, it *item, cp *copies) error {
+		return s.encode(ctx, s.b.client, it, &rs[i], cp)
+	})
 	var errs []error
 	for i := range rs {
 		p, o, err := f.result(ctx, i)
@@ -104,13 +103,6 @@ func bodies(rs []broker.Record) int {
 		n += len(rs[i].Key) + len(rs[i].Value)
 	}
 	return n
-}
-
-// fill translates records; one that is not valid gets its error and stays.
-func (s *Stream) fill(ctx context.Context, client *kgo.Client, f *flight, rs []broker.Record, cp *copies) {
-	for i := range rs {
-		f.items[i].err = s.encode(ctx, client, &f.items[i].item, &rs[i], cp)
-	}
 }
 
 // encode translates a record that is valid.

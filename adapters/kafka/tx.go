@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/queuestream/broker"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -46,11 +47,11 @@ func (x *Tx) publish(ctx context.Context, to broker.Stream, rs []broker.Record) 
 	if err := s.usable(); err != nil {
 		return err
 	}
-	f := newFlight(context.Background(), len(rs))
-	s.fill(ctx, x.client, f, rs, &copies{needed: bodies(rs)})
-	for i := range f.items {
-		if f.items[i].err != nil {
-			return fmt.Errorf("record %d: %w", i, f.items[i].err)
+	items, cp, now := make([]sending, len(rs)), &copies{needed: bodies(rs)}, time.Now()
+	for i := range items {
+		items[i].begin(context.Background(), nil, now)
+		if err := s.encode(ctx, x.client, &items[i].item, &rs[i], cp); err != nil {
+			return fmt.Errorf("record %d: %w", i, err)
 		}
 	}
 	if err := x.quiet(ctx); err != nil {
@@ -70,12 +71,12 @@ func (x *Tx) publish(ctx context.Context, to broker.Stream, rs []broker.Record) 
 	x.mu.Unlock()
 	// The records outlive this call and its context; only the wait for room
 	// is bounded by it.
-	for i := range f.items {
+	for i := range items {
 		if err := x.room(ctx, &rs[i]); err != nil {
 			x.failed(nil, err)
 			return aborted(err)
 		}
-		x.client.Produce(context.Background(), &f.items[i].rec, x.failed)
+		x.client.Produce(context.Background(), &items[i].rec, x.failed)
 	}
 	return nil
 }
