@@ -30,7 +30,7 @@ func kafkaScenarios() []scenario {
 	needs := []string{kafkaEnv}
 	flood := scenario{
 		name:     "kafka publish, 1 goroutine",
-		what:     "acks=all, idempotent. The raw client pipelines Produce; the broker gets batches of 10,000, two under way at once; the peers have a blocking call only.",
+		what:     "acks=all, idempotent. The raw client pipelines Produce; the broker gets batches of 10,000, two under way at once, or an AsyncAppender record by record; the peers have a blocking call only.",
 		messages: 1_500_000, needs: needs,
 		contenders: []contender{
 			{name: "raw franz-go", open: flooding(kafkaTopic, rawKafka)},
@@ -290,7 +290,7 @@ func asyncKafka(ctx context.Context, p place) (rig, error) {
 	keys := benchKeys()
 	return rig{
 		flood: func(ctx context.Context, n int) error {
-			a := broker.NewAsyncAppender(s, &broker.AsyncOptions{MaxBatch: 10_000, MaxInFlight: 2, MaxQueued: 50_000})
+			a := broker.NewAsyncAppender(s, &broker.AsyncOptions{MaxQueued: 50_000})
 			body := payload()
 			var acked atomic.Int64
 			for i := range n {

@@ -335,7 +335,8 @@ func TestAppendUnderHooks(t *testing.T) {
 	ctx := testContext(t)
 	v := &vandal{}
 	o := &kafka.Options{Brokers: fake(t).ListenAddrs(), Client: []kgo.Opt{kgo.WithHooks(v)}}
-	a := broker.NewAsyncAppender(declare(t, open(t, o), broker.StreamConfig{}), nil)
+	s := declare(t, open(t, o), broker.StreamConfig{})
+	a := broker.NewAsyncAppender(s, nil)
 	var got answers
 	for i := range 5 {
 		a.Publish(ctx, broker.Record{Value: []byte("v")}, got.of(i))
@@ -343,4 +344,5 @@ func TestAppendUnderHooks(t *testing.T) {
 	if err := a.Close(ctx); err != nil || got.count() != 5 || v.seen.Load() != 5 {
 		t.Errorf("%v: %d answers, %d seen by the hook", err, got.count(), v.seen.Load())
 	}
+	publish(t, s, 5)
 }
