@@ -61,7 +61,7 @@ func (s *Stream) append(ctx context.Context, a *appending, r *broker.Record, ans
 	if !s.b.lends || !s.met.Load() { // the client's search for a topic keeps a context
 		a.sheet.held.Store(true)
 	}
-	return s.b.produce(ctx, s.met, a, &a.item, promise)
+	return s.b.produce(ctx, s.met, &a.item, promise)
 }
 
 func (s *Stream) newAppending() *appending {

@@ -114,11 +114,11 @@ func (f *flight) landed() {
 	}
 }
 
-// produce hands a record to the client that publishes, with the context that it
-// is, waiting for room until ctx ends. With an error promise is not called.
-func (b *Broker) produce(ctx context.Context, met *atomic.Bool, as context.Context, it *item, promise func(*kgo.Record, error)) error {
+// produce hands a record to the client that publishes, waiting for room until
+// ctx ends. With an error promise is not called.
+func (b *Broker) produce(ctx context.Context, met *atomic.Bool, it *item, promise func(*kgo.Record, error)) error {
 	if met.Load() {
-		b.client.Produce(as, &it.rec, promise)
+		b.client.Produce(it.rec.Context, &it.rec, promise)
 		return nil
 	}
 	// While the client asks for a topic it does not know it looks at the first
@@ -128,7 +128,7 @@ func (b *Broker) produce(ctx context.Context, met *atomic.Bool, as context.Conte
 		return err
 	}
 	it.placed.Store(true)
-	b.client.TryProduce(as, &it.rec, promise)
+	b.client.TryProduce(it.rec.Context, &it.rec, promise)
 	return nil
 }
 
@@ -156,7 +156,7 @@ func (b *Broker) deliver(ctx context.Context, n, size int, encode func(i int, it
 			if !b.lends { // hooks may take the record's context away
 				promise = func(_ *kgo.Record, err error) { it.settled(err) }
 			}
-			err = b.produce(ctx, met, it, &it.item, promise)
+			err = b.produce(ctx, met, &it.item, promise)
 		}
 		if err != nil {
 			it.settled(err)
