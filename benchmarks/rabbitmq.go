@@ -56,7 +56,7 @@ func rabbitScenarios() []scenario {
 	}
 	return []scenario{
 		flood,
-		sized(flood, "1 KiB", 1<<10, 30_000), sized(flood, "64 KiB", 64<<10, 5000),
+		sized(flood, "1 KiB", 1<<10, 30_000), sized(flood, "64 KiB", 64<<10, 2000),
 		{
 			name:     "rabbitmq confirmed publish, 64 goroutines",
 			what:     "A blocking call for each message from 64 goroutines; the raw client's share one channel.",
@@ -70,7 +70,7 @@ func rabbitScenarios() []scenario {
 			targets: []target{{of: "broker", over: "raw amqp091, one shared channel", atLeast: 1}},
 		},
 		read,
-		sized(read, "1 KiB", 1<<10, 30_000), sized(read, "64 KiB", 64<<10, 5000),
+		sized(read, "1 KiB", 1<<10, 30_000), sized(read, "64 KiB", 64<<10, 2000),
 		{
 			name: "rabbitmq queue, half load", what: halfLoadWhat, messages: 20_000, needs: needs,
 			contenders: []contender{
