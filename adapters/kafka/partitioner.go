@@ -15,14 +15,27 @@ func newPartitioner(met *metTopics) kgo.Partitioner {
 }
 
 // metTopics are those that a client has the partitions of.
-type metTopics struct{ m sync.Map } // name → *atomic.Bool
+type metTopics struct {
+	mu sync.RWMutex
+	m  map[string]*atomic.Bool
+}
 
 func (t *metTopics) of(topic string) *atomic.Bool {
-	v, ok := t.m.Load(topic)
-	if !ok {
-		v, _ = t.m.LoadOrStore(topic, &atomic.Bool{})
+	t.mu.RLock()
+	met := t.m[topic]
+	t.mu.RUnlock()
+	if met != nil {
+		return met
 	}
-	return v.(*atomic.Bool) //nolint:errcheck,forcetypeassert // the map holds nothing else
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.m == nil {
+		t.m = map[string]*atomic.Bool{}
+	}
+	if t.m[topic] == nil {
+		t.m[topic] = &atomic.Bool{}
+	}
+	return t.m[topic]
 }
 
 type pinning struct {
