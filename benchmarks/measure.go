@@ -45,6 +45,7 @@ type opener func(ctx context.Context, n int) (work func() error, done func() err
 // A target is a ratio of two contenders' median throughputs, or a bound.
 type target struct {
 	of, over  string  // contenders; over empty: of's own figure is meant
+	figure    float64 // messages a second of "over", which was measured elsewhere
 	atLeast   float64 // throughput of / over
 	maxAllocs float64 // allocations a message of "of"
 	maxCPU    float64 // CPU a message, of / over

@@ -98,6 +98,9 @@ func (r *report) target(t target, res []result) {
 	}
 	of := find(t.of)
 	switch {
+	case t.figure > 0:
+		got := median(of, throughput) / t.figure
+		r.line("\n- %s ≥ %.2f × %s, %s/s: %.2f, %s", t.of, t.atLeast, t.over, human(t.figure), got, verdict(got >= t.atLeast))
 	case t.atLeast > 0:
 		// The ratio of each round, since its contenders ran close together.
 		over := find(t.over)
