@@ -346,3 +346,37 @@ func TestAppendUnderHooks(t *testing.T) {
 	}
 	publish(t, s, 5)
 }
+
+// A stream that this broker deletes and declares again takes records as at
+// first, from handles of before as well.
+func TestAppendToAStreamMadeAgain(t *testing.T) {
+	onBrokers(t, func(t *testing.T, o *kafka.Options) {
+		ctx := testContext(t)
+		b := open(t, o)
+		s := declare(t, b, broker.StreamConfig{Partitions: 2})
+		for round := range 3 {
+			if round > 0 {
+				if err := errors.Join(b.DeleteStream(ctx, s.Name()), b.DeclareStream(ctx, s.Name(), broker.StreamConfig{Partitions: 2})); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var got answers
+			a := broker.NewAsyncAppender(s, nil)
+			const n = 100
+			for i := range n {
+				a.Publish(ctx, broker.Record{Key: fmt.Append(nil, i), Value: []byte("x")}, got.of(i))
+			}
+			if err := a.Close(ctx); err != nil {
+				t.Fatal(err)
+			}
+			for i := range n {
+				if err := got.errs[i]; err != nil {
+					t.Fatalf("round %d, record %d: %v", round, i, err)
+				}
+			}
+			if stored := len(values(t, s, false)); stored != n {
+				t.Errorf("round %d: %d of %d records are stored", round, stored, n)
+			}
+		}
+	})
+}
