@@ -266,17 +266,7 @@ func TestAppendCloseUnderWay(t *testing.T) {
 			ctx := testContext(t)
 			cluster := fake(t)
 			held, release := holdProduce(cluster)
-			b, err := kafka.Open(ctx, &kafka.Options{Brokers: cluster.ListenAddrs()})
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := b.DeclareStream(ctx, "s", broker.StreamConfig{}); err != nil {
-				t.Fatal(err)
-			}
-			s, err := b.Stream(ctx, "s", nil)
-			if err != nil {
-				t.Fatal(err)
-			}
+			b, s := openOn(t, cluster)
 			a := broker.NewAsyncAppender(s, nil)
 			var got answers
 			for i := range 10 {

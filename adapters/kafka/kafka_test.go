@@ -47,6 +47,24 @@ func open(t testing.TB, o *kafka.Options) *kafka.Broker {
 	return b
 }
 
+// openOn opens a broker, which the test closes itself, and a stream of it.
+func openOn(t testing.TB, cluster *kfake.Cluster) (*kafka.Broker, broker.Stream) {
+	t.Helper()
+	ctx := testContext(t)
+	b, err := kafka.Open(ctx, &kafka.Options{Brokers: cluster.ListenAddrs()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.DeclareStream(ctx, "s", broker.StreamConfig{}); err != nil {
+		t.Fatal(err)
+	}
+	s, err := b.Stream(ctx, "s", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b, s
+}
+
 // onBrokers runs a test on a fake cluster and on the real one, if there is
 // one, beside other tests: most of the time they wait.
 func onBrokers(t *testing.T, test func(t *testing.T, o *kafka.Options)) {

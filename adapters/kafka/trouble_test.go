@@ -105,17 +105,7 @@ func TestBrokerDownAtOpen(t *testing.T) {
 func TestBrokerDownLater(t *testing.T) {
 	ctx := testContext(t)
 	cluster := fake(t)
-	b, err := kafka.Open(ctx, &kafka.Options{Brokers: cluster.ListenAddrs()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := b.DeclareStream(ctx, "s", broker.StreamConfig{}); err != nil {
-		t.Fatal(err)
-	}
-	s, err := b.Stream(ctx, "s", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	b, s := openOn(t, cluster)
 	publish(t, s, 1)
 	c, err := s.Consumer(ctx, s.Name(), nil)
 	if err != nil {
