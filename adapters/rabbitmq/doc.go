@@ -27,8 +27,8 @@
 //     30 minutes by default, https://www.rabbitmq.com/docs/consumers).
 //   - AMQP answers no acknowledgement: nil from Ack means that it is on its way.
 //     Those that follow soon after another gather for 5 ms at most, since each
-//     frame is an entry in a quorum queue's log; if the connection breaks, or the program is killed,
-//     before they arrive, the broker delivers again.
+//     frame is an entry in a quorum queue's log; if the connection breaks, or the
+//     program is killed, before they arrive, the broker delivers again.
 //   - Attempts are counted by the quorum queue (x-delivery-count) and, across a
 //     delay, by a header. Before RabbitMQ 4.3 a prefetched message that was
 //     given back unread counts as an attempt: keep Prefetch low where
