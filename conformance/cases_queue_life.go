@@ -56,7 +56,7 @@ func contextCancel(c *C, q broker.Queue) {
 		}
 	}
 	k := c.Consumer(q, nil)
-	c.Prompt("publish", prompt, func() {
+	never := func() {
 		_, err := q.Publish(ended, broker.Message{Body: []byte("never")})
 		isEnded(err, "publish")
 		rs, err := q.PublishBatch(ended, []broker.Message{{Body: []byte("never")}, {Body: []byte("never")}})
@@ -64,9 +64,11 @@ func contextCancel(c *C, q broker.Queue) {
 		if len(rs) != 2 {
 			c.Errorf("publish a batch of 2 with an ended context: %d receipts", len(rs))
 		}
-	})
+	}
+	c.Prompt("publish", prompt, never)
 	c.Nothing(k, "it was published with an ended context")
 	c.Publish(q, broker.Message{Body: []byte("there")})
+	c.Prompt("publish once the handle has published", prompt, never)
 	c.Prompt("receive", prompt, func() {
 		ds, err := k.Receive(ended, 1)
 		isEnded(err, "receive")

@@ -346,13 +346,17 @@ func (b *flightBatch) run(ctx context.Context, todo []int) (again []int) {
 	b.flights = make([]flight, 0, len(todo))
 	for n, i := range todo {
 		f, err := b.send(ctx, i)
+		ended := broker.ContextError(ctx)
 		switch {
 		case err == nil:
 			b.flights = append(b.flights, f)
 			continue
-		case errors.Is(err, amqp.ErrClosed) || b.cc.ch.IsClosed() || broken(err):
+		case ended == nil && (errors.Is(err, amqp.ErrClosed) || b.cc.ch.IsClosed() || broken(err)):
 			again = todo[n:]
 		default:
+			if ended != nil {
+				err = ended
+			}
 			for _, j := range todo[n:] {
 				b.errs[j] = outcome(err, b.sent[j])
 			}

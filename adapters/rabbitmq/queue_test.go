@@ -189,6 +189,34 @@ func TestFailedPublishIsNeverNil(t *testing.T) {
 	}
 }
 
+// TestPublishEnds: a publisher whose context ends leaves at once, also while
+// the connection lives, and what it had not sent is not sent.
+func TestPublishEnds(t *testing.T) {
+	b := testBroker(t, func(o *Options) { o.Window = 1 })
+	q := testQueue(t, b, broker.QueueConfig{})
+	publish(t, q, broker.Message{Body: []byte("first")})
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	answer := make(chan error, 1)
+	go func() {
+		_, err := q.PublishBatch(ended, make([]broker.Message, 2))
+		answer <- err
+	}()
+	select {
+	case err := <-answer:
+		for i := range 2 {
+			if err := broker.ErrorAt(err, i); !errors.Is(err, context.Canceled) || errors.Is(err, broker.ErrUnknownOutcome) {
+				t.Errorf("message %d: %v", i, err)
+			}
+		}
+	case <-testContext(t).Done():
+		t.Error("PublishBatch goes on after its context's end")
+	}
+	if s, err := b.QueueStats(testContext(t), q.Name()); err != nil || s.Ready != 1 {
+		t.Errorf("%d stored, want 1: %v", s.Ready, err)
+	}
+}
+
 // TestExpiredToOrdered: what the broker itself dead-letters into an ordered
 // queue arrives there, with a group and without.
 func TestExpiredToOrdered(t *testing.T) {
