@@ -94,8 +94,11 @@ func (a *nativeAsync) enter(ctx context.Context, size int, done func(Receipt, er
 	r.bytes += size
 	a.n++
 	a.bytes += size
-	if r.taken == a.runLen {
+	switch {
+	case r.taken == a.runLen:
 		a.run = nil
+	case a.changed != nil: // who waits for room waits for answers alone, not for more calls
+		a.seal()
 	}
 	a.mu.Unlock()
 	return Answer{done, r}, nil

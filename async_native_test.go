@@ -164,3 +164,44 @@ type nativeBroker struct {
 func (b nativeBroker) Stream(context.Context, string, *broker.StreamOptions) (broker.Stream, error) {
 	return b.s, nil
 }
+
+// Who waits for room gets it once what is ahead of it is answered, though
+// others have taken some meanwhile and then send no more.
+func TestAsyncAppenderNativeWaitsForAnswersAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &heldStream{brokertest.NewStream("s", 1), make(chan func(), 3)}
+		a := broker.NewAsyncAppender(s, &broker.AsyncOptions{MaxBytes: 100})
+		publish := func(size int) { a.Publish(t.Context(), broker.Record{Value: make([]byte, size)}, nil) }
+		publish(10)
+		waits := make(chan struct{})
+		go func() {
+			defer close(waits)
+			publish(95)
+		}()
+		synctest.Wait()
+		publish(80)
+		for range 2 {
+			(<-s.answers)()
+		}
+		select {
+		case <-waits:
+		case <-time.After(time.Hour):
+			t.Fatal("everything was answered, and it still waits for room")
+		}
+		(<-s.answers)()
+		if err := a.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// heldStream answers when it is told to.
+type heldStream struct {
+	*brokertest.Stream
+	answers chan func()
+}
+
+func (s *heldStream) AsyncAppend(ctx context.Context, r broker.Record, answer broker.Answer) error {
+	s.answers <- func() { answer.Give(s.Publish(context.WithoutCancel(ctx), r)) }
+	return nil
+}

@@ -137,14 +137,24 @@ func ErrorAt(err error, i int) error {
 	return err
 }
 
-// errorOf returns what a batch handler's err says of the entry i of n. A
-// *BatchError of another length is about another batch (what the handler
-// published, say): it fails all n.
+// errorOf returns what a batch handler's err says of the entry i of n: the
+// entry of a *BatchError, also of one with more words around it. A *BatchError
+// of another length is about another batch (what the handler published, say),
+// and one inside a verdict, a panic or several errors is not all there is to
+// say: those fail all n.
 func errorOf(err error, i, n int) error {
-	if b, ok := errors.AsType[*BatchError](err); ok && len(b.Errs) != n {
-		return err
+	for e := err; e != nil; e = errors.Unwrap(e) {
+		switch e := e.(type) { //nolint:errorlint // it unwraps by itself, and not everything
+		case *BatchError:
+			if len(e.Errs) == n {
+				return e.Errs[i]
+			}
+			return err
+		case *verdictError, *PanicError:
+			return err
+		}
 	}
-	return ErrorAt(err, i)
+	return err
 }
 
 // ContextError returns the cause of an ended ctx together with its error, so

@@ -102,6 +102,36 @@ func TestTransformerExactlyOnce(t *testing.T) {
 	})
 }
 
+// It is ready once it can receive, also where nothing comes, and not while it
+// cannot.
+func TestTransformerIsReadyWhileIdle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := openMemory(t)
+		in := declareStream(t, b, "in", 1)
+		tr := &broker.Transformer{
+			Broker: b, Source: in, Group: "g", ID: "x", Logger: quiet, Retry: broker.RetryPolicy{Min: time.Hour, Max: time.Hour},
+			Handler: func(context.Context, []*broker.Record, func(broker.Stream, ...broker.Record) error) error {
+				return errBoom
+			},
+		}
+		stop := start(t, tr)
+		advance(time.Minute)
+		if err := tr.Ready(); err != nil {
+			t.Errorf("idle: %v", err)
+		}
+		if _, err := in.Publish(t.Context(), broker.Record{}); err != nil {
+			t.Fatal(err)
+		}
+		advance(time.Minute)
+		if err := tr.Ready(); !errors.Is(err, errBoom) {
+			t.Errorf("its handler fails: %v", err)
+		}
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
 func TestTransformerEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := openMemory(t)

@@ -286,6 +286,9 @@ func (r *transformerRun) step(ctx, work context.Context, pending *[]*Record, att
 // open makes what an earlier failure has taken away.
 func (r *transformerRun) open(ctx context.Context) (Transactor, GroupConsumer, error) {
 	x, c := r.handles()
+	if x != nil && c != nil {
+		return x, c, nil
+	}
 	var err error
 	if x == nil {
 		if x, err = r.broker.Transactor(ctx, r.t.ID); err != nil {
@@ -321,6 +324,7 @@ func (r *transformerRun) open(ctx context.Context) (Transactor, GroupConsumer, e
 		r.consumer = c
 		r.mu.Unlock()
 	}
+	r.t.loop.setProblem(nil)
 	return x, c, nil
 }
 

@@ -289,7 +289,7 @@ func (o *outgoing) HeaderSet() *Headers {
 // error the dones of those that ran have been called.
 func runHooks(ctx context.Context, to string, hooks []PublishHook, out *outgoing) (func(Receipt, error), error) {
 	h := out.HeaderSet()
-	*h = slices.Clip(*h)
+	*h = slices.Clone(*h)
 	if out.m != nil && out.m.ID == "" {
 		out.m.ID = NewID() // so that hooks see it, and a receipt carries it even on failure
 	}

@@ -168,6 +168,38 @@ func TestUseHooksEveryWayToPublish(t *testing.T) {
 	}
 }
 
+// A hook may write to the headers that it is given: they are a copy.
+func TestUseHooksWriteToACopy(t *testing.T) {
+	ctx := t.Context()
+	b := broker.Use(openMemory(t), func(_ context.Context, _ string, out broker.Outgoing) (func(broker.Receipt, error), error) {
+		for i, h := range *out.HeaderSet() {
+			(*out.HeaderSet())[i].Value = strings.ToUpper(h.Value)
+		}
+		return nil, nil
+	})
+	q, err := broker.DeclareQueue(ctx, b, "q", broker.QueueConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := declareStream(t, b, "s", 1)
+	mine := broker.Headers{{Key: "k", Value: "v"}}
+	_, err1 := q.Publish(ctx, broker.Message{Headers: mine})
+	_, err2 := q.PublishBatch(ctx, []broker.Message{{Headers: mine}})
+	_, err3 := s.Publish(ctx, broker.Record{Headers: mine})
+	_, err4 := s.PublishBatch(ctx, []broker.Record{{Headers: mine}})
+	if err := errors.Join(err1, err2, err3, err4); err != nil {
+		t.Fatal(err)
+	}
+	if mine[0].Value != "v" {
+		t.Error("the caller's headers were changed")
+	}
+	a, _ := broker.As[broker.Admin](b)
+	ms, err := a.Peek(ctx, "q", 10)
+	if err != nil || len(ms) != 2 || ms[0].Headers.Get("k") != "V" || ms[1].Headers.Get("k") != "V" {
+		t.Errorf("%+v, %v", ms, err)
+	}
+}
+
 func TestUseOrderOfHooks(t *testing.T) {
 	var order []string
 	hook := func(name string, fail error) broker.PublishHook {

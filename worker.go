@@ -373,7 +373,8 @@ func (r *workerRun) takeTokens(ctx context.Context, have, want int) int {
 		return want
 	}
 	if have == 0 {
-		if r.limiter.Wait(ctx) != nil {
+		if r.limiter.Wait(ctx) != nil { // at once where the next turn is beyond ctx's deadline
+			<-ctx.Done()
 			return 0
 		}
 		have = 1

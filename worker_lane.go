@@ -48,6 +48,7 @@ func (r *workerRun) handle(jobs []*job) {
 	r.took.Store(average + (int64(took)-average)/8) // a race loses one sample
 	c.running.Add(-1)
 	r.keeper.stop(jobs)
+	var waited time.Duration
 	for i, j := range jobs {
 		verdictErr := err
 		if r.maxBatch > 0 {
@@ -64,7 +65,7 @@ func (r *workerRun) handle(jobs []*job) {
 		r.observer.observe(ctx, Observation{
 			Kind: ObservedHandled, Incoming: j.d, Count: 1, Duration: took, Err: verdictErr,
 		})
-		r.decide(ctx, j, verdictErr)
+		r.decide(ctx, j, verdictErr, &waited)
 	}
 }
 
@@ -94,8 +95,9 @@ func (r *workerRun) call(ctx context.Context, jobs []*job) (err error) {
 	})
 }
 
-// decide turns a handler's error into a verdict and has it carried out.
-func (r *workerRun) decide(ctx context.Context, j *job, err error) {
+// decide turns a handler's error into a verdict and has it carried out. waited
+// tells how long the lane has waited before it gave something of its batch back.
+func (r *workerRun) decide(ctx context.Context, j *job, err error, waited *time.Duration) {
 	if j.d.Settled() { // by the handler, or the lease is lost
 		r.keeper.finish(j)
 		return
@@ -110,11 +112,11 @@ func (r *workerRun) decide(ctx context.Context, j *job, err error) {
 	case !ok:
 		v = Verdict{Kind: VerdictNack, Delay: r.w.Retry.After(j.d.Attempt, err)}
 	}
-	r.settler.put(j, r.possible(ctx, j, v, err))
+	r.settler.put(j, r.possible(ctx, j, v, err, waited))
 }
 
 // possible returns v, or what comes closest to it where the queue cannot do it.
-func (r *workerRun) possible(ctx context.Context, j *job, v Verdict, err error) Verdict {
+func (r *workerRun) possible(ctx context.Context, j *job, v Verdict, err error, waited *time.Duration) Verdict {
 	asked := v
 	if v.Kind == VerdictReject && !r.caps.Reject {
 		v = Verdict{Kind: VerdictNack, Delay: r.w.Retry.After(j.d.Attempt, err)}
@@ -126,7 +128,10 @@ func (r *workerRun) possible(ctx context.Context, j *job, v Verdict, err error) 
 		if v.Delay > 0 && !r.caps.NackDelay {
 			// No delay to be had: the lane waits a little, so that a failing
 			// message does not spin.
-			sleep(ctx, min(v.Delay, time.Second))
+			if d := min(v.Delay, time.Second); d > *waited {
+				sleep(ctx, d-*waited)
+				*waited = d
+			}
 			v.Delay = 0
 		} else if longest := r.caps.MaxNackDelay; longest > 0 && v.Delay > longest {
 			v.Delay = longest

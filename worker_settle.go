@@ -25,6 +25,8 @@ type settleQueue struct {
 	mu      sync.Mutex
 	pending int           // put and not finished, those that wait for another try included
 	empty   chan struct{} // closed when pending falls to 0, if someone waits
+	closed  bool
+	again   sync.WaitGroup // tries after the first
 }
 
 type settlement struct {
@@ -101,8 +103,23 @@ func (q *settleQueue) settled(ctx context.Context, j *job, v Verdict, err error)
 			c.settleErrors.Add(1)
 		}
 		r.observer.observe(ctx, Observation{Kind: kind, Incoming: j.d, Verdict: v, Count: 1, Err: err})
-		time.AfterFunc(wait, func() { q.try(j, next) })
+		time.AfterFunc(wait, func() { q.retry(j, next) })
 	}
+}
+
+// retry tries again, unless the worker is done and j given up with it.
+func (q *settleQueue) retry(j *job, v Verdict) {
+	q.mu.Lock()
+	closed := q.closed
+	if !closed {
+		q.again.Add(1)
+	}
+	q.mu.Unlock()
+	if closed {
+		return
+	}
+	defer q.again.Done()
+	q.try(j, v)
 }
 
 // lesserVerdict returns what to do where a queue refuses v after all.
@@ -147,8 +164,12 @@ func (q *settleQueue) close() {
 	if empty != nil {
 		waitFor(empty, graceTimeout)
 	}
+	q.mu.Lock()
+	q.closed = true
+	q.mu.Unlock()
 	q.cancel()
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel() // nothing more to wait for: what is left is failed
 	_ = q.batcher.Close(ctx)
+	q.again.Wait()
 }

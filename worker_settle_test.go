@@ -108,6 +108,36 @@ func TestWorkerWhatTheQueueCannotDo(t *testing.T) {
 	}
 }
 
+// Where there is no delay to be had, the lane waits for a failed batch once, not
+// for each of it.
+func TestWorkerWaitsOnceForAFailedBatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := brokertest.NewQueue("jobs", messages(20)...)
+		q.Caps.NackDelay = false
+		began := time.Now()
+		var at []time.Duration
+		w := &broker.Worker{
+			Queue: q, Logger: quiet, Concurrency: 1, MaxBatch: 20, MaxWait: time.Millisecond,
+			BatchHandler: func(_ context.Context, ds []*broker.Delivery) error {
+				at = append(at, time.Since(began))
+				if len(ds) != 20 {
+					t.Errorf("a batch of %d", len(ds))
+				}
+				return errBoom
+			},
+			Retry: broker.RetryPolicy{Delay: func(int, error) time.Duration { return time.Minute }},
+		}
+		stop := start(t, w)
+		advance(3500 * time.Millisecond)
+		if !slices.Equal(at, []time.Duration{0, time.Second, 2 * time.Second, 3 * time.Second}) {
+			t.Errorf("handled at %v, want once a second", at)
+		}
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
 // TestWorkerTakesTheLesserVerdict is for a queue that claims more than it does.
 func TestWorkerTakesTheLesserVerdict(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

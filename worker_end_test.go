@@ -1,0 +1,105 @@
+package broker_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/queuestream/broker"
+	"github.com/queuestream/broker/brokertest"
+)
+
+// A rate limit whose next turn comes after the end of Run's context makes the
+// worker wait for that end: time does not pass while it spins.
+func TestWorkerRateLimitBeyondTheDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := brokertest.NewQueue("jobs", messages(5)...)
+		w := &broker.Worker{Queue: q, RateLimit: 0.1, Logger: quiet, Handler: func(context.Context, *broker.Delivery) error { return nil }}
+		ctx, cancel := context.WithTimeout(t.Context(), 25*time.Second)
+		defer cancel()
+		began := time.Now()
+		if err := w.Run(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if took, n := time.Since(began), w.Stats().Acked; took != 25*time.Second || n != 3 {
+			t.Errorf("%d handled in %v, want 3 in 25s", n, took)
+		}
+	})
+}
+
+// What could not be settled is given up when Run returns, once, and nothing is
+// observed or tried after that.
+func TestWorkerTriesNothingAfterRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := brokertest.NewQueue("jobs", messages(3)...)
+		q.Recorder.Fail = func(*broker.Delivery, broker.Verdict) error { return broker.ErrUnavailable }
+		var seen watch
+		w := &broker.Worker{Queue: q, Logger: quiet, Observe: seen.observe, Handler: func(context.Context, *broker.Delivery) error { return nil }}
+		stop := start(t, w)
+		advance(10 * time.Second) // the next try is seconds away
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+		tries, all := len(q.Recorder.Outcomes()), len(seen.of(broker.ObservedSettleError))
+		errs := w.Stats().SettleErrors
+		advance(time.Minute)
+		if n := len(q.Recorder.Outcomes()); n != tries {
+			t.Errorf("%d verdicts were tried after Run had returned", n-tries)
+		}
+		if n := len(seen.of(broker.ObservedSettleError)); n != all || w.Stats().SettleErrors != errs {
+			t.Errorf("%d failures were observed after Run had returned; stats %+v", n-all, w.Stats())
+		}
+		given := map[string]int{}
+		for _, o := range seen.of(broker.ObservedSettleError) {
+			if o.GivenUp {
+				given[o.Incoming.Info().ID]++
+			}
+		}
+		if len(given) != 3 || given["0"] != 1 || given["1"] != 1 || given["2"] != 1 {
+			t.Errorf("given up: %v, want each once", given)
+		}
+	})
+}
+
+// A *BatchError speaks for each only where it is the handler's result, not
+// where it is part of a verdict, of several errors, or of a panic: what it has
+// no error for is not done then.
+func TestBatchErrorInsideAnotherResult(t *testing.T) {
+	one := &broker.BatchError{Errs: []error{errBoom, nil, nil, nil}}
+	for _, tc := range []struct {
+		name                     string
+		result                   func() error
+		acked, retried, rejected int64
+	}{
+		{"itself", func() error { return one }, 3, 1, 0},
+		{"wrapped", func() error { return fmt.Errorf("publish: %w", one) }, 3, 1, 0},
+		{"joined", func() error { return errors.Join(one, errors.New("the transaction was rolled back")) }, 0, 4, 0},
+		{"two wrapped", func() error { return fmt.Errorf("%w: %w", errBoom, one) }, 0, 4, 0},
+		{"retried later", func() error { return broker.RetryAfter(time.Hour, one) }, 0, 4, 0},
+		{"rejected", func() error { return broker.Reject(one) }, 0, 0, 4},
+		{"panic", func() error { panic(one) }, 0, 4, 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			for _, mw := range [][]broker.Middleware{nil, {broker.Recover()}} {
+				synctest.Test(t, func(t *testing.T) {
+					q := brokertest.NewQueue("jobs", messages(4)...)
+					w := &broker.Worker{
+						Queue: q, Logger: quiet, Middleware: mw, Retry: broker.RetryPolicy{Min: time.Hour},
+						BatchHandler: func(context.Context, []*broker.Delivery) error { return tc.result() },
+					}
+					stop := start(t, w)
+					advance(time.Second)
+					if s := w.Stats(); s.Acked != tc.acked || s.Retried != tc.retried || s.Rejected != tc.rejected {
+						t.Errorf("stats %+v", s)
+					}
+					if err := stop(); err != nil {
+						t.Fatal(err)
+					}
+				})
+			}
+		})
+	}
+}
