@@ -275,3 +275,75 @@ func TestQueueGivesBackInOrder(t *testing.T) {
 		t.Errorf("after Close: %v", e)
 	}
 }
+
+// Close gives back also what nobody can settle any more: what has outlived its
+// lease, and what is being settled and comes too late.
+func TestQueueGivesBackWhatIsLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx := t.Context()
+		q := brokertest.NewQueue("q", broker.Message{ID: "1", GroupID: "g"}, broker.Message{ID: "2"})
+		q.Lease = time.Second
+		c, err := q.Consumer(ctx, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ds, err := c.Receive(ctx, 2)
+		if err != nil || len(ds) != 2 {
+			t.Fatal(ds, err)
+		}
+		held := make(chan struct{})
+		q.Recorder.Fail = func(*broker.Delivery, broker.Verdict) error { <-held; return nil }
+		late := make(chan error, 1)
+		go func() { late <- ds[1].Ack(ctx) }()
+		synctest.Wait()
+		<-time.After(time.Second)
+		if err := ds[0].Ack(ctx); !errors.Is(err, broker.ErrLeaseLost) {
+			t.Errorf("ack after the lease: %v", err)
+		}
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+		close(held)
+		if err := <-late; !errors.Is(err, broker.ErrLeaseLost) {
+			t.Errorf("ack after Close: %v", err)
+		}
+		q.Recorder.Fail = nil
+		if n := len(q.Waiting()); n != 2 {
+			t.Fatalf("%d came back, want 2", n)
+		}
+		again, err := q.Consumer(ctx, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ds, err = again.Receive(ctx, 5); err != nil || len(ds) != 2 || ds[0].Attempt != 2 {
+			t.Errorf("%+v, %v", ds, err)
+		}
+	})
+}
+
+// Commits counts calls, not records, and only those that store something.
+func TestStreamCountsCommits(t *testing.T) {
+	ctx := t.Context()
+	s := brokertest.NewStream("s", 2)
+	for p := range int32(2) {
+		if _, err := s.Publish(ctx, broker.Record{Pin: true, Partition: p}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, err := s.Consumer(ctx, "g", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rs, err := c.Receive(ctx, 10)
+	if err != nil || len(rs) != 2 {
+		t.Fatal(rs, err)
+	}
+	for range 2 { // again: that moves nothing
+		if err := c.Commit(ctx, rs...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := s.Commits("g"); n != 1 {
+		t.Errorf("%d commits, want 1", n)
+	}
+}

@@ -195,7 +195,7 @@ func (m *member) Commit(ctx context.Context, rs ...*broker.Record) error {
 	if m.closed {
 		return s.fail("commit", broker.ErrClosed)
 	}
-	errs := make([]error, len(rs))
+	errs, stored := make([]error, len(rs)), false
 	for i, r := range rs {
 		if m.parts[r.Partition] == nil || m.parts[r.Partition] != r.Assignment() {
 			errs[i] = s.fail("commit", broker.ErrFenced)
@@ -205,7 +205,10 @@ func (m *member) Commit(ctx context.Context, rs ...*broker.Record) error {
 		if n+1 > m.g.committed[r.Partition] || m.sought[r.Partition] {
 			m.g.committed[r.Partition] = n + 1
 			m.sought[r.Partition] = false
+			stored = true
 		}
+	}
+	if stored {
 		m.g.commits++
 	}
 	return broker.NewBatchError(errs)

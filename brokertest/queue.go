@@ -312,11 +312,8 @@ func (c *consumer) Close() error {
 	}
 	c.closed = true
 	for d, place := range c.open {
-		if d.Lose() {
-			q.back(entry{d.Message, d.Attempt, place})
-		} else {
-			delete(q.groups, d.GroupID)
-		}
+		d.Lose() // or it is lost already, or a verdict on its way comes too late
+		q.back(entry{d.Message, d.Attempt, place})
 	}
 	clear(c.open)
 	q.wakeAll()

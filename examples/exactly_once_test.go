@@ -33,7 +33,9 @@ func Example_exactlyOnce() {
 	_, err = orders.PublishBatch(ctx, rs)
 	must(err)
 
-	copier := func() (work func(context.Context) error, amid chan struct{}) {
+	// A copier that is to be replaced does not end its first transaction: it goes
+	// on copying until it is told that another has its id.
+	copier := func(replaced bool) (work func(context.Context) error, amid chan struct{}) {
 		amid = make(chan struct{}, 1)
 		t := &broker.Transformer{
 			Broker: b, Source: orders, Group: "copiers", ID: "copier", MaxBatch: 20, Logger: quiet,
@@ -47,6 +49,12 @@ func Example_exactlyOnce() {
 				case amid <- struct{}{}: // copied, and not committed
 				default:
 				}
+				for replaced {
+					if err := emit(target, broker.Record{Key: in[0].Key, Value: in[0].Value}); err != nil {
+						return err
+					}
+					<-time.After(time.Millisecond)
+				}
 				return nil
 			},
 		}
@@ -54,8 +62,8 @@ func Example_exactlyOnce() {
 	}
 	ctx, stop := context.WithCancel(ctx)
 	ended := make(chan error, 6)
-	for range 5 { // each takes over from the one before, amid its work
-		run, amid := copier()
+	for i := range 5 { // each takes over from the one before, amid its work
+		run, amid := copier(i < 4)
 		go func() { ended <- run(ctx) }()
 		<-amid
 	}
