@@ -68,6 +68,9 @@ func FuzzParseOffset(f *testing.F) {
 			}
 			return
 		}
+		if text, err := o.AppendText([]byte("at ")); err != nil || string(text) != "at "+o.String() {
+			t.Errorf("AppendText: %q, %v", text, err)
+		}
 		if back, err := broker.ParseOffset(o.String()); err != nil || back != o {
 			t.Fatalf("%q became %v, then %v, %v", a, o, back, err)
 		}

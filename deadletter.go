@@ -73,13 +73,25 @@ func SourceHeaders(r *Record) Headers {
 	if a := r.Assignment(); a != nil {
 		stream = a.Stream
 	}
+	var room [128]byte // all that is text, in one string
+	b := append(room[:0], r.Key...)
+	key := len(b)
+	b = r.Offset().append(b)
+	offset := len(b)
+	b = strconv.AppendInt(b, int64(r.Partition), 10)
+	partition := len(b)
+	t := r.Time()
+	if !t.IsZero() {
+		b = t.UTC().AppendFormat(b, time.RFC3339Nano)
+	}
+	text := string(b)
 	h := append(make(Headers, 0, 5),
-		Header{HeaderSourceKey, string(r.Key)},
-		Header{HeaderSourceOffset, r.Offset().String()},
-		Header{HeaderSourcePartition, strconv.FormatInt(int64(r.Partition), 10)},
+		Header{HeaderSourceKey, text[:key]},
+		Header{HeaderSourceOffset, text[key:offset]},
+		Header{HeaderSourcePartition, text[offset:partition]},
 		Header{HeaderSourceStream, stream})
-	if t := r.Time(); !t.IsZero() {
-		h = append(h, Header{HeaderSourceTime, t.UTC().Format(time.RFC3339Nano)})
+	if !t.IsZero() {
+		h = append(h, Header{HeaderSourceTime, text[partition:]})
 	}
 	return h
 }

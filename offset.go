@@ -59,6 +59,16 @@ func (o Offset) String() string {
 	return o.big.Value()
 }
 
+// AppendText appends what String returns to b. Its error is always nil.
+func (o Offset) AppendText(b []byte) ([]byte, error) { return o.append(b), nil }
+
+func (o Offset) append(b []byte) []byte {
+	if o.big == smallOffset {
+		return strconv.AppendInt(b, o.n, 10)
+	}
+	return append(b, o.big.Value()...)
+}
+
 // A PositionKind tells what a Position means.
 type PositionKind uint8
 

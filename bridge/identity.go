@@ -19,7 +19,9 @@ func dedupID(r *broker.Record, salt string) string {
 	var room [256]byte
 	b := appendField(appendField(room[:0], cluster), stream)
 	b = binary.AppendVarint(b, int64(r.Partition))
-	b = appendField(appendField(b, r.Offset().String()), salt)
+	var digits [32]byte
+	offset, _ := r.Offset().AppendText(digits[:0])
+	b = appendField(appendField(b, offset), salt)
 	sum := sha256.Sum256(b)
 	var id [2 * sha256.Size]byte
 	hex.Encode(id[:], sum[:])
@@ -27,6 +29,6 @@ func dedupID(r *broker.Record, salt string) string {
 }
 
 // appendField appends s with its length, so that no two lists of fields collide.
-func appendField(b []byte, s string) []byte {
+func appendField[T string | []byte](b []byte, s T) []byte {
 	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
 }
