@@ -122,14 +122,25 @@ func TestPublisherWithoutRightsOnTheDeadLetterQueue(t *testing.T) {
 
 func TestURLMistakes(t *testing.T) {
 	for url, want := range map[string]string{
-		"sqs://localhost:9324":              "endpoint=",
-		"sqs://sqs.eu-west-1.amazonaws.com": "endpoint=",
-		"sqs://k:s%zz@eu-west-1":            "invalid URL escape",
-		"sqs://k:hush hush\x7f@eu-west-1":   "invalid",
-		"sqs://k@eu-west-1":                 "both key and secret",
-		"sqs://eu-west-1/queue":             "opened by name",
-		"sqs://eu-west-1?endpont=x":         "endpont",
-		"sqs://eu-west-1?max_pollers=many":  "max_pollers",
+		"sqs://localhost:9324":               "endpoint=",
+		"sqs://sqs.eu-west-1.amazonaws.com":  "endpoint=",
+		"sqs://k:hush%zz@eu-west-1":          "percent-encoded",
+		"sqs://k:hush hush\x7f@eu-west-1":    "percent-encoded",
+		"sqs://k:hush/hush@eu-west-1":        "percent-encoded",
+		"sqs://k:12/hush@eu-west-1":          "percent-encoded",
+		"sqs://k:12?hush@eu-west-1":          "percent-encoded",
+		"sqs://k:h@us/hush@eu-west-1":        "behind the region",
+		"sqs:eu-west-1":                      "sqs://",
+		"sqs://eu-west-1#plain":              "behind the region",
+		"sqs://eu-west-1?plain=1;role=x":     "after ?",
+		"sqs://eu-west-1?plain=1&plain=0":    "plain stands 2 times",
+		"sqs://r?endpoint=http://u:hush@h":   "endpoint",
+		"sqs://r?endpoint=ftp://u:hush@h":    "endpoint",
+		"sqs://r?endpoint=http://u:hush@h h": "endpoint",
+		"sqs://k@eu-west-1":                  "both key and secret",
+		"sqs://eu-west-1/queue":              "opened by name",
+		"sqs://eu-west-1?endpont=x":          "endpont",
+		"sqs://eu-west-1?max_pollers=many":   "max_pollers",
 	} {
 		_, err := OpenURL(t.Context(), url)
 		if !errors.Is(err, broker.ErrInvalid) || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "hush") {

@@ -1,7 +1,6 @@
 package sqs
 
 import (
-	"errors"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -107,20 +106,23 @@ func setDefault[T comparable](p *T, v T) {
 // parseURL reads sqs://[key:secret@][region][?endpoint=…&…].
 func parseURL(raw string) (*Options, error) {
 	u, err := url.Parse(raw)
-	if parse, ok := errors.AsType[*url.Error](err); ok {
-		err = parse.Err // without the URL, which may hold a secret
+	// What net/url says, and what it takes a secret with a slash for, shows a
+	// part of the secret.
+	if err != nil || u.User == nil && strings.Contains(u.Host, ":") && strings.Contains(raw, "@") {
+		return nil, broker.Invalid("URL: malformed; what is reserved must be percent-encoded in key and secret (%%2F for /)")
 	}
-	if err != nil {
-		return nil, broker.Invalid("URL: %w", err)
-	}
-	if u.Scheme != "sqs" {
+	if u.Scheme != "sqs" || u.Opaque != "" {
 		return nil, broker.Invalid("URL scheme %q: want sqs://[key:secret@]region?endpoint=…", u.Scheme)
 	}
-	if u.Path != "" && u.Path != "/" {
-		return nil, broker.Invalid("URL path %q: want none; queues are opened by name", u.Path)
+	if u.Path != "" && u.Path != "/" || u.Fragment != "" {
+		return nil, broker.Invalid("URL: want nothing behind the region but ?parameters; queues are opened by name")
 	}
 	if strings.ContainsAny(u.Host, ".:") {
 		return nil, broker.Invalid("URL host %q: want a region such as eu-central-1; an address goes into ?endpoint=http://…", u.Host)
+	}
+	query, err := url.ParseQuery(u.RawQuery)
+	if err != nil {
+		return nil, broker.Invalid("URL: the part after ? is not well encoded")
 	}
 	o := &Options{Region: u.Host}
 	if u.User != nil {
@@ -130,8 +132,11 @@ func parseURL(raw string) (*Options, error) {
 		}
 		o.Credentials = staticCredentials(u.User.Username(), secret)
 	}
-	for key, values := range u.Query() {
-		value := values[len(values)-1]
+	for key, values := range query {
+		if len(values) > 1 {
+			return nil, broker.Invalid("URL parameter %s stands %d times: want once", key, len(values))
+		}
+		value := values[0]
 		switch key {
 		case "endpoint":
 			o.Endpoint, err = endpoint(value)
@@ -162,6 +167,9 @@ func parseURL(raw string) (*Options, error) {
 				"poll_wait, max_pollers, send_concurrency, plain, unwrap_sns, fair_groups or batch_groups")
 		}
 		if err != nil {
+			if strings.Contains(value, "@") {
+				value = "…" // it may hold a password
+			}
 			return nil, broker.Invalid("URL parameter %s=%q: %w", key, value, err)
 		}
 	}
@@ -170,10 +178,7 @@ func parseURL(raw string) (*Options, error) {
 
 func endpoint(value string) (string, error) {
 	u, err := url.Parse(value)
-	if err != nil {
-		return "", err
-	}
-	if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil {
 		return "", broker.Invalid("want http://host[:port] or https://host[:port]")
 	}
 	return value, nil
