@@ -36,6 +36,7 @@ type AsyncAppending interface {
 // batch at a time and in order, or natively where p is [AsyncPublishing].
 // Close it when done with it; it does not close p.
 type AsyncPublisher struct {
+	name   string // of p, where it has one
 	core   asyncCore[Message]
 	native AsyncPublishing
 	calls  nativeAsync // for native
@@ -45,12 +46,15 @@ type AsyncPublisher struct {
 func NewAsyncPublisher(p Publisher, opts *AsyncOptions) *AsyncPublisher {
 	o := opts.withDefaults()
 	a := &AsyncPublisher{}
+	if n, ok := p.(interface{ Name() string }); ok {
+		a.name = n.Name()
+	}
 	if n, ok := As[AsyncPublishing](p); ok {
 		a.native = n
 		a.calls.init(o)
 		return a
 	}
-	a.core.init(o, p.PublishBatch, func(m Message) string { return m.GroupID },
+	a.core.init(a.name, o, p.PublishBatch, func(m Message) string { return m.GroupID },
 		func(m Message) int { return m.Size() }, func(m Message) Receipt { return Receipt{ID: m.ID} })
 	return a
 }
@@ -85,13 +89,13 @@ func (a *AsyncPublisher) Publish(ctx context.Context, m Message, done func(Recei
 	}
 	if a.native == nil {
 		if err := a.core.batcher.Go(ctx, m, done); err != nil {
-			done(Receipt{ID: m.ID}, &Error{Op: "publish", Err: err})
+			done(Receipt{ID: m.ID}, &Error{Op: "publish", Name: a.name, Err: err})
 		}
 		return
 	}
 	answer, err := a.calls.enter(ctx, m.Size(), done)
 	if err != nil {
-		done(Receipt{ID: m.ID}, &Error{Op: "publish", Err: err})
+		done(Receipt{ID: m.ID}, &Error{Op: "publish", Name: a.name, Err: err})
 		return
 	}
 	a.native.AsyncPublish(context.WithoutCancel(ctx), m, answer.Give)
@@ -122,6 +126,7 @@ func (a *AsyncPublisher) Close(ctx context.Context) error {
 // with order kept for each key, or for each partition of pinned records. It
 // works natively where s is [AsyncAppending].
 type AsyncAppender struct {
+	name   string // of s
 	core   asyncCore[Record]
 	native AsyncAppending
 	calls  nativeAsync // for native
@@ -130,13 +135,13 @@ type AsyncAppender struct {
 // NewAsyncAppender returns an AsyncAppender over s.
 func NewAsyncAppender(s Stream, opts *AsyncOptions) *AsyncAppender {
 	o := opts.withDefaults()
-	a := &AsyncAppender{}
+	a := &AsyncAppender{name: s.Name()}
 	if n, ok := As[AsyncAppending](s); ok {
 		a.native = n
 		a.calls.init(o)
 		return a
 	}
-	a.core.init(o, s.PublishBatch, recordLane,
+	a.core.init(a.name, o, s.PublishBatch, recordLane,
 		func(r Record) int { return r.Size() }, func(Record) Receipt { return Receipt{} })
 	return a
 }
@@ -158,7 +163,7 @@ func recordLane(r Record) string {
 func (a *AsyncAppender) Publish(ctx context.Context, r Record, done func(Receipt, error)) {
 	if err := a.publish(ctx, r, done); err != nil && done != nil {
 		if _, ok := err.(*Error); !ok { //nolint:errorlint // whether it is one, not whether it wraps one
-			err = &Error{Op: "publish", Err: err}
+			err = &Error{Op: "publish", Name: a.name, Err: err}
 		}
 		done(Receipt{}, err)
 	}
@@ -198,14 +203,14 @@ func (a *AsyncAppender) Close(ctx context.Context) error {
 // asyncCore pipelines over a PublishBatch.
 type asyncCore[T any] struct{ batcher *Batcher[T, Receipt] }
 
-func (c *asyncCore[T]) init(o AsyncOptions, publish func(context.Context, []T) ([]Receipt, error),
+func (c *asyncCore[T]) init(name string, o AsyncOptions, publish func(context.Context, []T) ([]Receipt, error),
 	key func(T) string, size func(T) int, receipt func(T) Receipt,
 ) {
 	c.batcher = NewBatcher(BatcherOptions[T, Receipt]{
 		MaxItems: o.MaxBatch, MaxInFlight: o.MaxInFlight, MaxQueued: o.MaxQueued, MaxPending: o.MaxBytes,
 		Key: key, Size: size,
 		Unsent: func(item T, err error) Result[Receipt] {
-			return Result[Receipt]{receipt(item), &Error{Op: "publish", Err: err}}
+			return Result[Receipt]{receipt(item), &Error{Op: "publish", Name: name, Err: err}}
 		},
 		Send: func(ctx context.Context, items []T, results []Result[Receipt]) {
 			receipts, err := publish(ctx, items)

@@ -143,6 +143,27 @@ func (p deafPublisher) PublishBatch(ctx context.Context, ms []broker.Message) ([
 }
 
 // What Close gives up says what it was and why, as every publish does.
+// What never got into the queue is reported with the name of the queue.
+func TestAsyncErrorsNameWhere(t *testing.T) {
+	q, s := brokertest.NewQueue("jobs"), brokertest.NewStream("events", 1)
+	p, a := broker.NewAsyncPublisher(q, nil), broker.NewAsyncAppender(s, nil)
+	n := broker.NewAsyncAppender(&heldStream{Stream: s}, nil)
+	if err := errors.Join(p.Close(t.Context()), a.Close(t.Context()), n.Close(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	want := func(name string) func(broker.Receipt, error) {
+		return func(_ broker.Receipt, err error) {
+			e, ok := errors.AsType[*broker.Error](err)
+			if !ok || e.Op != "publish" || e.Name != name || !errors.Is(e, broker.ErrClosed) {
+				t.Errorf("%v, want publish %q: closed", err, name)
+			}
+		}
+	}
+	p.Publish(t.Context(), broker.Message{}, want("jobs"))
+	a.Publish(t.Context(), broker.Record{}, want("events"))
+	n.Publish(t.Context(), broker.Record{}, want("events"))
+}
+
 func TestAsyncPublisherCloseTellsWhatWasNotSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := broker.NewAsyncPublisher(deafPublisher{brokertest.NewQueue("q")}, &broker.AsyncOptions{MaxBatch: 1, MaxInFlight: 1})

@@ -26,9 +26,9 @@ type Outgoing interface {
 
 // Use returns b with hooks around every publish: through its queues, streams,
 // exchanges and transactions, and those of ReplyQueue. Of the optional
-// interfaces the result has those that carry no data past the hooks: Admin, and
-// Exchanger, ReplyQueuer and Transactional with the hooks applied. Its queues
-// and streams have none.
+// interfaces the result has those that carry no data past the hooks: Admin,
+// QueueNamer, and Exchanger, ReplyQueuer and Transactional with the hooks
+// applied. Its queues have BatchSizer alone, and its streams Identifier.
 //
 // Admin.Peek and Redrive see messages as they were sent.
 func Use(b Broker, hooks ...PublishHook) Broker {
@@ -50,6 +50,12 @@ func (b *hookedBroker) As(target any) bool {
 		a, ok := As[Admin](b.Broker)
 		if ok {
 			*t = a
+		}
+		return ok
+	case *QueueNamer:
+		n, ok := As[QueueNamer](b.Broker)
+		if ok {
+			*t = n
 		}
 		return ok
 	case *Exchanger:

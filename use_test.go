@@ -270,6 +270,24 @@ func TestDeclareQueueAndOpeners(t *testing.T) {
 	}
 }
 
+// Behind hooks a queue gets the same name as without.
+func TestDeclareQueueBehindHooks(t *testing.T) {
+	ctx := t.Context()
+	inner, err := memory.Open(ctx, &memory.Options{Profile: memory.SQSFIFO})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer inner.Close() //nolint:errcheck // the test is over
+	b := broker.Use(inner, func(context.Context, string, broker.Outgoing) (func(broker.Receipt, error), error) { return nil, nil })
+	q, err := broker.DeclareQueue(ctx, b, "orders", broker.QueueConfig{Ordered: true, MaxAttempts: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if q.Name() != "orders.fifo" || !q.Capabilities().Reject {
+		t.Errorf("%q, %+v", q.Name(), q.Capabilities())
+	}
+}
+
 type noAdmin struct{ broker.Broker }
 
 type email struct{ To string }

@@ -37,7 +37,9 @@ type Worker struct {
 	MaxBatch     int           // of BatchHandler; 0: 100
 	MaxWait      time.Duration // for a batch to fill after its first delivery; 0: takes what is there
 	// Middleware is around each delivery; the first is the outermost. A
-	// BatchHandler's ctx ends with the first that they make, without its values.
+	// BatchHandler's ctx ends with the first that they make, without its values,
+	// and all of its batch are inside at once: one that holds a lock around next
+	// would wait for ever.
 	Middleware []Middleware
 
 	Concurrency int             // handlers at once; 0: 8
