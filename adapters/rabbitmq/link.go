@@ -237,12 +237,12 @@ func (l *link) dial(ctx context.Context) (*generation, error) {
 	n := l.count
 	l.mu.Unlock()
 
-	ctx, cancel := context.WithTimeout(ctx, l.o.DialTimeout)
-	defer cancel()
 	uri, err := amqp.ParseURI(raw)
 	if err != nil {
 		return nil, broker.Invalid("%v", redact(err, raw))
 	}
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(time.Duration(uri.ConnectionTimeout)*time.Millisecond, l.o.DialTimeout))
+	defer cancel()
 	endpoint := net.JoinHostPort(uri.Host, fmt.Sprint(uri.Port))
 	cfg := amqp.Config{Heartbeat: l.o.Heartbeat, Properties: amqp.NewConnectionProperties()}
 	cfg.Properties.SetClientConnectionName(l.o.Name + "." + l.role)

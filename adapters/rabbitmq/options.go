@@ -4,9 +4,11 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -20,7 +22,11 @@ import (
 type Options struct {
 	// URLs are the endpoints, amqp:// or amqps://, tried in turn from a random
 	// one on. Each carries its user, password and virtual host; see
-	// https://www.rabbitmq.com/docs/uri-spec.
+	// https://www.rabbitmq.com/docs/uri-spec. Of RabbitMQ's parameters
+	// (https://www.rabbitmq.com/docs/uri-query-parameters) they take heartbeat
+	// and connection_timeout, which go before Heartbeat and DialTimeout,
+	// channel_max, auth_mechanism and, for amqps:// without TLS, cacertfile,
+	// certfile, keyfile and server_name_indication.
 	URLs []string
 
 	// Credentials replaces the user and password of the URLs and is asked for
@@ -93,8 +99,8 @@ func (o *Options) withDefaults() (*Options, error) {
 	}
 	c := *o
 	for i, u := range c.URLs {
-		if _, err := amqp.ParseURI(u); err != nil {
-			return nil, broker.Invalid("Options.URLs[%d]: %v", i, redact(err, u))
+		if err := checkURL(u); err != nil {
+			return nil, broker.Invalid("Options.URLs[%d]: %w", i, err)
 		}
 	}
 	switch {
@@ -145,6 +151,36 @@ func (o *Options) withDefaults() (*Options, error) {
 	return &c, nil
 }
 
+// urlParameters are those that have an effect.
+var urlParameters = []string{
+	"heartbeat", "connection_timeout", "channel_max", "auth_mechanism", "cacertfile", "certfile", "keyfile", "server_name_indication",
+}
+
+// checkURL tells what is wrong with an endpoint.
+func checkURL(raw string) error {
+	uri, err := amqp.ParseURI(raw)
+	if err != nil {
+		return redact(err, raw)
+	}
+	if uri.ConnectionTimeout < 0 {
+		return broker.Invalid("connection_timeout=%d: must not be negative", uri.ConnectionTimeout)
+	}
+	u, err := url.Parse(raw)
+	if err != nil || u.Fragment != "" || u.User == nil && strings.Contains(u.EscapedPath()+u.RawQuery, "@") {
+		return errMalformed // a password with a slash, say
+	}
+	values, err := url.ParseQuery(u.RawQuery)
+	if err != nil {
+		return errors.New("the part after ? is not well encoded")
+	}
+	for key := range values {
+		if !slices.Contains(urlParameters, key) {
+			return fmt.Errorf("parameter %q: want one of %s", key, strings.Join(urlParameters, ", "))
+		}
+	}
+	return nil
+}
+
 func def[T comparable](v *T, d T) {
 	var zero T
 	if *v == zero {
@@ -152,26 +188,29 @@ func def[T comparable](v *T, d T) {
 	}
 }
 
+var errMalformed = errors.New("malformed URL; what is reserved must be percent-encoded in a user name or password")
+
 // redact keeps the password of a URL out of an error's text. What net/url says
 // shows the URL, or a part of it, quoted.
 func redact(err error, u string) error {
 	if _, ok := errors.AsType[*url.Error](err); ok {
-		return errors.New("malformed URL; what is reserved must be percent-encoded in a user name or password")
+		return errMalformed
 	}
 	return errors.New(strings.ReplaceAll(err.Error(), u, "the URL"))
 }
 
 // OpenURL is Open with one endpoint and the default options. The query of
-// rawURL is RabbitMQ's own (https://www.rabbitmq.com/docs/uri-query-parameters)
-// and "management=http://host:15672".
+// rawURL has the parameters that Options.URLs take and
+// "management=http://host:15672".
 func OpenURL(ctx context.Context, rawURL string) (broker.Broker, error) {
 	o := &Options{URLs: []string{rawURL}}
 	if u, err := url.Parse(rawURL); err == nil {
-		q := u.Query()
-		o.Management = q.Get("management")
-		q.Del("management")
-		u.RawQuery = q.Encode()
-		o.URLs[0] = u.String()
+		if q, err := url.ParseQuery(u.RawQuery); err == nil && q.Has("management") { // checked by Open otherwise
+			o.Management = q.Get("management")
+			q.Del("management")
+			u.RawQuery = q.Encode()
+			o.URLs[0] = u.String()
+		}
 	}
 	b, err := Open(ctx, o)
 	if err != nil {

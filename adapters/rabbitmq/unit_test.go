@@ -153,9 +153,14 @@ func TestOptions(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	for _, u := range []string{"amqp://user:secret@host:port/", "amqp://user:secret\"%zz@host/", "amqp://user:secret/2@host/", "amqp://user:secret\x7f@host/"} {
-		if _, err := OpenURL(t.Context(), u); err == nil || strings.Contains(err.Error(), "secret") {
-			t.Errorf("the error shows the password: %v", err)
+	for _, u := range []string{
+		"amqp://user:secret@host:port/", "amqp://user:secret\"%zz@host/", "amqp://user:secret/2@host/", "amqp://user:secret\x7f@host/",
+		"amqp://secret:12/2@host/", "amqp://secret:12?2@host/", "amqp://host/#vhost",
+		"amqp://host/?heartbeat=5;prefetch=3", "amqp://host/?prefetch=3", "amqp://host/?management=http://h:1&verify=verify_none",
+		"amqp://host/?connection_timeout=-1", "amqp://host/?heartbeat=%zz",
+	} {
+		if _, err := OpenURL(t.Context(), u); !errors.Is(err, broker.ErrInvalid) || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%s: %v", u, err)
 		}
 	}
 	uris, err := streamURLs(&Options{URLs: []string{"amqps://u:p@host/v", "amqp://host"}})
@@ -365,8 +370,8 @@ func TestRefusedConnection(t *testing.T) {
 	}
 }
 
-// TestSilentServer: a server that accepts and says nothing ends with DialTimeout
-// or the context, in the same error whoever saw it first, and leaves nothing
+// TestSilentServer: a server that accepts and says nothing ends with DialTimeout,
+// the URL's connection_timeout or the context, in the same error whoever saw it first, and leaves nothing
 // behind.
 func TestSilentServer(t *testing.T) {
 	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
@@ -388,6 +393,9 @@ func TestSilentServer(t *testing.T) {
 		check(err)
 		cancel()
 		o.DialTimeout = wait
+		_, err = Open(t.Context(), o)
+		check(err)
+		o.URLs[0], o.DialTimeout = o.URLs[0]+"?connection_timeout=20", 0
 		_, err = Open(t.Context(), o)
 		check(err)
 	}
