@@ -19,12 +19,17 @@ type copies struct {
 	needed int // bytes to come
 }
 
-// newCopies returns room for copies of size bytes in all.
-func (b *Broker) newCopies(ctx context.Context, size int) *copies {
+// begin makes c ready for copies of size bytes in all; lends tells whether
+// chunks may be lent for them. It returns nil if none are needed.
+func (c *copies) begin(ctx context.Context, lends bool, size int) *copies {
 	if ctx.Done() == nil {
 		return nil
 	}
-	return &copies{needed: size, lends: b.lends && size >= minLent}
+	c.needed, c.lends = size, lends && size >= minLent
+	if c.lends { // a small room of its own would be used up first
+		c.room = nil
+	}
+	return c
 }
 
 func (c *copies) of(b []byte) []byte {
@@ -51,7 +56,8 @@ func (c *copies) grow(n int) {
 	c.room = (*chunk)[:0]
 }
 
-// giveBack ends the use of all copies.
+// giveBack ends the use of all copies; what is kept is a small room, for the
+// next use of c.
 func (c *copies) giveBack() {
 	if c == nil {
 		return
@@ -59,7 +65,11 @@ func (c *copies) giveBack() {
 	for _, chunk := range c.lent {
 		chunks.put(chunk)
 	}
-	c.lent, c.room = nil, nil
+	clear(c.lent)
+	c.lent = c.lent[:0]
+	if c.room = c.room[:0]; c.lends || cap(c.room) > minLent {
+		c.room = nil
+	}
 }
 
 const (

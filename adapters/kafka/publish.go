@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
-	"time"
 
 	"github.com/queuestream/broker"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -33,17 +32,6 @@ func (it *item) value(key, self any) any {
 	}
 	return it.Context.Value(key)
 }
-
-// A sending is an item of a flight.
-type sending struct {
-	item
-	flight *flight
-	err    error
-	done   atomic.Bool // err and rec are final
-}
-
-// Value is how a sending is found where a hook has wrapped the record's context.
-func (it *sending) Value(key any) any { return it.value(key, it) }
 
 // Done is the call's until the record is placed; then there is no end.
 func (it *item) Done() <-chan struct{} {
@@ -80,40 +68,6 @@ func itemOf(r *kgo.Record) *item {
 	return nil
 }
 
-// A flight is what was handed to the client in one call.
-type flight struct {
-	items  []sending
-	left   atomic.Int64
-	done   chan struct{}
-	copies *copies // of what items refer to; nil: they refer to the caller's
-}
-
-// begin makes an item part of a flight. It carries the time now: left to the
-// client, each record would read the clock.
-func (it *sending) begin(ctx context.Context, f *flight, now time.Time) {
-	it.rec.Timestamp = now
-	it.Context, it.flight, it.rec.Context = ctx, f, it
-}
-
-func delivered(r *kgo.Record, err error) {
-	if it, ok := carrierOf(r).(*sending); ok {
-		it.settled(err)
-	}
-}
-
-func (it *sending) settled(err error) {
-	it.err = err
-	it.done.Store(true)
-	it.flight.landed()
-}
-
-func (f *flight) landed() {
-	if f.left.Add(-1) == 0 {
-		f.copies.giveBack()
-		close(f.done)
-	}
-}
-
 // produce hands a record to the client that publishes, waiting for room until
 // ctx ends. With an error promise is not called.
 func (b *Broker) produce(ctx context.Context, met *atomic.Bool, it *item, promise func(*kgo.Record, error)) error {
@@ -130,57 +84,6 @@ func (b *Broker) produce(ctx context.Context, met *atomic.Bool, it *item, promis
 	it.placed.Store(true)
 	b.client.TryProduce(it.rec.Context, &it.rec, promise)
 	return nil
-}
-
-// deliver publishes n records of size bytes in all, which encode translates
-// one by one, and waits for them, or until ctx ends. One that encode refuses
-// has its error.
-func (b *Broker) deliver(ctx context.Context, n, size int, encode func(i int, it *item, cp *copies) error) *flight {
-	f := &flight{items: make([]sending, n), done: make(chan struct{}), copies: b.newCopies(ctx, size)}
-	f.left.Store(int64(n) + 1)
-	denied := b.mayPublish(ctx)
-	now := time.Now()
-	var met *atomic.Bool
-	for i := range f.items {
-		it := &f.items[i]
-		it.begin(ctx, f, now)
-		err := encode(i, &it.item, f.copies)
-		if err == nil {
-			err = denied
-		}
-		if err == nil {
-			if met == nil || it.rec.Topic != f.items[i-1].rec.Topic {
-				met = b.met.of(it.rec.Topic)
-			}
-			promise := delivered
-			if !b.lends { // hooks may take the record's context away
-				promise = func(_ *kgo.Record, err error) { it.settled(err) }
-			}
-			err = b.produce(ctx, met, &it.item, promise)
-		}
-		if err != nil {
-			it.settled(err)
-		}
-	}
-	f.landed()
-	select {
-	case <-f.done:
-	case <-ctx.Done():
-	}
-	return f
-}
-
-// result returns what became of item i. Everything but "not sent" and "refused
-// by the broker" is unknown.
-func (f *flight) result(ctx context.Context, i int) (partition int32, offset int64, err error) {
-	it := &f.items[i]
-	if !it.done.Load() {
-		return 0, 0, broker.UnknownOutcome(broker.ContextError(ctx))
-	}
-	if it.err == nil {
-		return it.rec.Partition, it.rec.Offset, nil
-	}
-	return 0, 0, publishError(ctx, it.err)
 }
 
 // publishError tells refused from unknown. franz-go fails an idempotent record

@@ -176,6 +176,7 @@ func (b *Broker) send(ctx context.Context, outs []copyOut) []error {
 		outs[i].encode(it, cp)
 		return nil
 	})
+	defer f.free()
 	for i := range outs {
 		_, _, errs[i] = f.result(ctx, i)
 	}

@@ -52,30 +52,32 @@ func (s *Stream) Capabilities() broker.StreamCapabilities { return s.caps }
 
 // Publish does what broker.Stream promises: acks=all, idempotent.
 func (s *Stream) Publish(ctx context.Context, r broker.Record) (broker.Receipt, error) {
-	receipts, err := s.publish(ctx, []broker.Record{r})
+	var receipts [1]broker.Receipt
+	err := s.publish(ctx, []broker.Record{r}, receipts[:])
 	if err != nil {
-		return receipts[0], broker.ErrorAt(err, 0)
+		err = broker.ErrorAt(err, 0)
 	}
-	return receipts[0], nil
+	return receipts[0], err
 }
 
 // PublishBatch does what broker.Stream promises, pipelined.
 func (s *Stream) PublishBatch(ctx context.Context, rs []broker.Record) ([]broker.Receipt, error) {
-	return s.publish(ctx, rs)
+	receipts := make([]broker.Receipt, len(rs))
+	return receipts, s.publish(ctx, rs, receipts)
 }
 
-func (s *Stream) publish(ctx context.Context, rs []broker.Record) ([]broker.Receipt, error) {
-	receipts := make([]broker.Receipt, len(rs))
+func (s *Stream) publish(ctx context.Context, rs []broker.Record, receipts []broker.Receipt) error {
 	err := s.begin(ctx)
 	if err != nil {
-		return receipts, failAll("publish", s.topic.name, len(rs), err)
+		return failAll("publish", s.topic.name, len(rs), err)
 	}
 	defer s.b.end()
 	f := s.b.deliver(ctx, len(rs), bodies(rs), func(i int, it *item, cp *copies) error {
 		return s.encode(ctx, s.b.client, it, &rs[i], cp)
 	})
+	defer f.free()
 	var errs []error
-	for i := range rs {
+	for i := range receipts {
 		p, o, err := f.result(ctx, i)
 		if err == nil {
 			receipts[i].Partition, receipts[i].Offset = p, broker.NewOffset(o)
@@ -86,7 +88,7 @@ func (s *Stream) publish(ctx context.Context, rs []broker.Record) ([]broker.Rece
 		}
 		errs[i] = fail("publish", s.topic.name, err)
 	}
-	return receipts, broker.NewBatchError(errs)
+	return broker.NewBatchError(errs)
 }
 
 func failAll(op, name string, n int, err error) error {
