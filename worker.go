@@ -451,19 +451,29 @@ func (r *workerRun) drain() error {
 		timeout = defaultDrainTimeout
 	}
 	close(r.work)
-	done := make(chan struct{})
-	go func() { r.wg.Wait(); close(done) }()
-	if !waitFor(done, timeout) {
+	lanes := make(chan struct{})
+	go func() { r.wg.Wait(); close(lanes) }()
+	done := lanes
+	if !waitFor(lanes, timeout) {
 		r.cancel(ErrShutdown)
-		for jobs := range r.work { // no handler begins any more
-			r.handBack(jobs)
-		}
-		if !waitFor(done, graceTimeout) {
+		done = make(chan struct{})
+		go func() {
+			defer close(done)
+			for jobs := range r.work { // no handler begins any more
+				r.handBack(jobs)
+			}
+			<-lanes
+		}()
+		waitFor(done, graceTimeout)
+		if n := r.w.counters.running.Load(); n > 0 {
 			errs = append(errs, fmt.Errorf("%w: %d handlers did not end within %v and %v more",
-				ErrShutdown, r.w.counters.running.Load(), timeout, graceTimeout))
+				ErrShutdown, n, timeout, graceTimeout))
 		}
 	}
 	r.settler.close()
+	if len(errs) == 0 { // lanes that waited for room to settle are free now
+		waitFor(done, graceTimeout)
+	}
 	r.cancel(ErrShutdown)
 	if err := r.consumer.Close(); err != nil && !errors.Is(err, ErrClosed) {
 		errs = append(errs, err)

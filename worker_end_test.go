@@ -103,3 +103,36 @@ func TestBatchErrorInsideAnotherResult(t *testing.T) {
 		})
 	}
 }
+
+// Run returns in time also while nothing can be settled, with more received
+// than may wait for that.
+func TestWorkerEndsWhileSettlingHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := brokertest.NewQueue("jobs", messages(5000)...)
+		release := make(chan struct{})
+		q.Recorder.Fail = func(*broker.Delivery, broker.Verdict) error { <-release; return broker.ErrUnavailable }
+		w := &broker.Worker{Queue: q, Logger: quiet, Concurrency: 200, DrainTimeout: 10 * time.Second, Handler: func(context.Context, *broker.Delivery) error { return nil }}
+		stop := start(t, w)
+		synctest.Wait()
+		advance(10 * time.Second)
+		if n := w.Stats().Held; n < 2000 {
+			t.Errorf("only %d held: the case shows nothing", n)
+		}
+		began := time.Now()
+		ended := make(chan error, 1)
+		go func() { ended <- stop() }()
+		select {
+		case err := <-ended:
+			if took := time.Since(began); err != nil || took > 30*time.Second {
+				t.Errorf("%v after %v", err, took)
+			}
+			if s := w.Stats(); s.Held != 0 {
+				t.Errorf("stats %+v", s)
+			}
+		case <-time.After(10 * time.Minute):
+			t.Error("Run does not return")
+		}
+		close(release)
+		synctest.Wait()
+	})
+}
