@@ -2,6 +2,7 @@ package sqs
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -56,6 +57,7 @@ type hold struct {
 	tenant  string          // GroupID of a fair queue
 	handed  bool            // to the program
 	kept    <-chan struct{} // closed when an extension under way has its answer
+	decided bool            // a verdict is under way: it is too late for an extension
 }
 
 func newConsumer(q *Queue, opts *broker.ConsumerOptions) (*Consumer, error) {
@@ -225,11 +227,51 @@ func (c *Consumer) release(token uint64) {
 	}
 }
 
-func (c *Consumer) lookup(d *broker.Delivery) (hold, bool) {
+// settling returns what is held of d for a verdict. One that settles shuts out
+// extensions until it has failed.
+func (c *Consumer) settling(d *broker.Delivery, settles bool) (hold, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	h, ok := c.held[d.Token()]
-	return h, ok && h.d == d
+	switch {
+	case !ok || h.d != d:
+		return h, fmt.Errorf("%w: %w", broker.ErrLeaseLost, errGone)
+	case settles:
+		h.decided = true
+		c.held[d.Token()] = h
+	}
+	return h, nil
+}
+
+// undecided tells that a verdict on d has failed.
+func (c *Consumer) undecided(d *broker.Delivery) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if h, ok := c.held[d.Token()]; ok {
+		h.decided = false
+		c.held[d.Token()] = h
+	}
+}
+
+// extending returns an extension of d, unless a verdict came first. What gives d
+// away from now on waits for its answer, and ends its tries.
+func (c *Consumer) extending(d *broker.Delivery, sec int32) (settlement, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	h, ok := c.held[d.Token()]
+	if !ok || h.decided {
+		return settlement{}, false
+	}
+	s := settlement{receipt: h.receipt, seconds: sec, after: h.kept, answered: make(chan struct{})}
+	s.wanted = func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		h, ok := c.held[d.Token()]
+		return ok && !h.decided
+	}
+	h.kept = s.answered
+	c.held[d.Token()] = h
+	return s, true
 }
 
 // drop forgets a delivery that is settled or lost.
@@ -279,7 +321,7 @@ func (c *Consumer) disown(ds []*broker.Delivery) []settlement {
 			continue
 		}
 		if d.Lose() {
-			items = append(items, settlement{receipt: h.receipt, release: true, after: h.kept})
+			items = append(items, giveAway(&h, 0))
 			c.release(d.Token())
 		} else if d.Settled() {
 			c.release(d.Token())

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	awssqs "github.com/aws/aws-sdk-go-v2/service/sqs"
@@ -22,7 +23,21 @@ type settlement struct {
 	// after, if set, is closed when an earlier change has its answer, which
 	// must not be carried out after this one.
 	after <-chan struct{}
+	// answered, if set, is closed when this one has its answer. It is tried
+	// again only while wanted says so.
+	answered chan struct{}
+	wanted   func() bool
 }
+
+// end tells that there will be no other try.
+func (s *settlement) end() {
+	if s.answered != nil {
+		close(s.answered)
+	}
+}
+
+// again tells whether there may be another try.
+func (s *settlement) again() bool { return s.wanted == nil || s.wanted() }
 
 type none = struct{}
 
@@ -114,11 +129,12 @@ func (s *settler) many(ctx context.Context, to *settleBatcher, items []settlemen
 	index := make([]int, len(items))
 	for i := range index {
 		index[i] = i
-		if items[i].after == nil {
-			continue
+		after := items[i].after
+		if after == nil || slices.ContainsFunc(items, func(s settlement) bool { return s.answered == after }) {
+			continue // two extensions of one delivery
 		}
 		select {
-		case <-items[i].after:
+		case <-after:
 		case <-ctx.Done():
 		}
 	}
@@ -135,6 +151,7 @@ func (s *settler) many(ctx context.Context, to *settleBatcher, items []settlemen
 				if r.Err != nil && unsure[i] {
 					errs[i] = broker.UnknownOutcome(r.Err)
 				}
+				items[j].end()
 				continue
 			}
 			errs[i] = f.cause()
@@ -148,16 +165,20 @@ func (s *settler) many(ctx context.Context, to *settleBatcher, items []settlemen
 					errs[i] = nil // nobody else can have had it: it was deleted
 				}
 			}
-			if items[j].release && f.maybe {
+			switch {
+			case items[j].release && f.maybe:
 				errs[i] = broker.UnknownOutcome(fmt.Errorf("%w: it returns when the lease ends, if not before: %w", broker.ErrLeaseLost, f.err))
-			} else if f.retry && time.Now().Add(wait).Before(leases[i]) {
+			case f.retry && items[j].again() && time.Now().Add(wait).Before(leases[i]):
 				again, at, worst = append(again, items[j]), append(at, i), f
+				continue
 			}
+			items[j].end()
 		}
 		items, index = again, at
 		if len(items) > 0 && !pause(ctx, wait) {
-			for _, i := range index {
+			for j, i := range index {
 				errs[i] = gaveUp(ctx, worst, worst.maybe || unsure[i])
+				items[j].end()
 			}
 			break
 		}

@@ -21,15 +21,16 @@ func (c *Consumer) SettleOne(ctx context.Context, d *broker.Delivery, v broker.V
 // dead-letter queue and then deleting. Failed entries are tried again until
 // ctx or the lease ends.
 func (c *Consumer) Settle(ctx context.Context, batch []broker.Outcome) {
-	var deletes, changes, moves plan
+	var deletes, extensions, changes, moves plan
 	for i := range batch {
 		o := &batch[i]
-		o.Err = c.plan(o, i, &deletes, &changes, &moves)
+		o.Err = c.plan(o, i, &deletes, &extensions, &changes, &moves)
 	}
 	if ended := broker.ContextError(ctx); ended != nil {
-		for _, p := range []*plan{&deletes, &changes, &moves} {
-			for _, i := range p.at {
+		for _, p := range []*plan{&deletes, &extensions, &changes, &moves} {
+			for j, i := range p.at {
 				batch[i].Err = ended
+				p.items[j].end()
 			}
 		}
 		c.finish(batch)
@@ -38,12 +39,13 @@ func (c *Consumer) Settle(ctx context.Context, batch []broker.Outcome) {
 	s := c.q.settles
 	deletes.set(batch, s.many(ctx, s.deletes, deletes.items, deletes.leases))
 	start := time.Now()
-	changes.set(batch, s.many(ctx, s.changes, changes.items, changes.leases))
-	for j, i := range changes.at {
-		if o := &batch[i]; o.Err == nil && o.Verdict.Kind == broker.VerdictExtend {
-			o.Delivery.SetLease(start.Add(time.Duration(changes.items[j].seconds) * time.Second))
+	extensions.set(batch, s.many(ctx, s.changes, extensions.items, extensions.leases))
+	for j, i := range extensions.at {
+		if o := &batch[i]; o.Err == nil {
+			o.Delivery.SetLease(start.Add(time.Duration(extensions.items[j].seconds) * time.Second))
 		}
 	}
+	changes.set(batch, s.many(ctx, s.changes, changes.items, changes.leases))
 	c.move(ctx, batch, &moves)
 	c.finish(batch)
 }
@@ -56,9 +58,10 @@ type plan struct {
 	copies []copied
 }
 
-func (p *plan) add(i int, h *hold, sec int32, release bool) {
+func (p *plan) add(i int, h *hold, s settlement) {
+	s.receipt = h.receipt
 	p.at = append(p.at, i)
-	p.items = append(p.items, settlement{receipt: h.receipt, seconds: sec, release: release, after: h.kept})
+	p.items = append(p.items, s)
 	p.leases = append(p.leases, h.d.LeaseExpires())
 }
 
@@ -69,19 +72,19 @@ func (p *plan) set(batch []broker.Outcome, errs []error) {
 }
 
 // plan sorts one outcome into the requests, or refuses it.
-func (c *Consumer) plan(o *broker.Outcome, i int, deletes, changes, moves *plan) error {
+func (c *Consumer) plan(o *broker.Outcome, i int, deletes, extensions, changes, moves *plan) error {
 	d, v := o.Delivery, &o.Verdict
 	if err := broker.ValidateVerdict(v, &c.q.caps); err != nil {
 		return err
 	}
-	h, ok := c.lookup(d)
-	if !ok {
-		return fmt.Errorf("%w: %w", broker.ErrLeaseLost, errGone)
+	h, err := c.settling(d, v.Kind != broker.VerdictExtend)
+	if err != nil {
+		return err
 	}
 	left := maxLease - time.Since(h.since) // SQS counts 12 h from the receive
 	switch v.Kind {
 	case broker.VerdictAck:
-		deletes.add(i, &h, 0, false)
+		deletes.add(i, &h, settlement{})
 	case broker.VerdictExtend:
 		lease := v.Lease
 		if lease == 0 {
@@ -91,18 +94,22 @@ func (c *Consumer) plan(o *broker.Outcome, i int, deletes, changes, moves *plan)
 			return broker.Unsupported("extend by %v: SQS holds a message for %v in all, of which %v are left",
 				lease, maxLease, max(0, left.Truncate(time.Second)))
 		}
-		changes.add(i, &h, seconds(lease), false)
+		s, ok := c.extending(d, seconds(lease))
+		if !ok {
+			return broker.ErrSettled
+		}
+		extensions.add(i, &h, s)
 	case broker.VerdictReject:
-		moves.add(i, &h, 0, false)
+		moves.add(i, &h, settlement{})
 		moves.copies = append(moves.copies, c.copyOf(&h, v.Reason))
 	case broker.VerdictNack:
 		limit := c.q.caps.MaxAttempts
 		switch {
 		case limit > 0 && d.Attempt >= limit && c.q.dead != nil:
-			moves.add(i, &h, 0, false)
+			moves.add(i, &h, giveAway(&h, v.Delay)) // if the dead-letter queue refuses it
 			moves.copies = append(moves.copies, c.copyOf(&h, spentReason(d.Attempt)))
 		case v.Delay <= left:
-			changes.add(i, &h, seconds(v.Delay), true)
+			changes.add(i, &h, giveAway(&h, v.Delay))
 		case c.q.t.fifo:
 			return broker.Unsupported("nack with a delay of %v: SQS holds a message for %v in all, of which %v are left",
 				v.Delay, maxLease, max(0, left.Truncate(time.Second)))
@@ -110,11 +117,16 @@ func (c *Consumer) plan(o *broker.Outcome, i int, deletes, changes, moves *plan)
 			cp := c.copyOf(&h, "")
 			cp.r.due = time.Now().Add(v.Delay)
 			cp.r.attempt++ // the next delivery's, from which the copy's own first is taken off
-			moves.add(i, &h, 0, false)
+			moves.add(i, &h, settlement{})
 			moves.copies = append(moves.copies, cp)
 		}
 	}
 	return nil
+}
+
+// giveAway makes what is held visible after delay.
+func giveAway(h *hold, delay time.Duration) settlement {
+	return settlement{receipt: h.receipt, seconds: seconds(delay), release: true, after: h.kept}
 }
 
 func (c *Consumer) copyOf(h *hold, reason string) copied {
@@ -137,7 +149,7 @@ func (c *Consumer) move(ctx context.Context, batch []broker.Outcome, p *plan) {
 		if !p.copies[j].r.due.IsZero() {
 			to = &later
 		}
-		to.at, to.copies = append(to.at, i), append(to.copies, p.copies[j])
+		to.at, to.items, to.copies = append(to.at, i), append(to.items, p.items[j]), append(to.copies, p.copies[j])
 	}
 	if len(later.at) > 0 {
 		later.set(batch, c.q.postpone(ctx, later.copies))
@@ -152,7 +164,7 @@ func (c *Consumer) move(ctx context.Context, batch []broker.Outcome, p *plan) {
 			c.q.b.log.WarnContext(ctx, "sqs: dead-lettering failed; giving the message back instead",
 				"queue", c.q.t.name, "id", o.Delivery.ID, "error", o.Err)
 			nacked.at = append(nacked.at, i)
-			nacked.items = append(nacked.items, settlement{receipt: dead.copies[j].receipt, seconds: seconds(o.Verdict.Delay), release: true})
+			nacked.items = append(nacked.items, dead.items[j])
 			nacked.leases = append(nacked.leases, dead.copies[j].until)
 		}
 	}
@@ -166,6 +178,9 @@ func (c *Consumer) finish(batch []broker.Outcome) {
 		o := &batch[i]
 		extend := o.Verdict.Kind == broker.VerdictExtend
 		lost := errors.Is(o.Err, broker.ErrLeaseLost)
+		if o.Err != nil && !lost && !extend {
+			c.undecided(o.Delivery)
+		}
 		if lost || o.Err == nil && !extend {
 			c.drop(o.Delivery)
 			if lost || o.Verdict.Kind == broker.VerdictNack {

@@ -82,8 +82,10 @@ func (c *Consumer) keepWaiting() {
 		if !ok {
 			continue
 		}
-		h.kept = nil
-		c.held[token] = h
+		if h.kept == done {
+			h.kept = nil
+			c.held[token] = h
+		}
 		if errs[i] == nil {
 			h.d.SetLease(now.Add(c.lease))
 		} else {

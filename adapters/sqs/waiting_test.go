@@ -161,3 +161,82 @@ func TestCloseWaitsForAnExtension(t *testing.T) {
 		}
 	})
 }
+
+// A verdict wins over an extension under way: it is carried out behind that,
+// and one that was refused is not tried again.
+func TestExtensionIsNotCarriedOutAfterANack(t *testing.T) {
+	for name, end := range map[string]func(c broker.Consumer, ds []*broker.Delivery) error{
+		"nack": func(_ broker.Consumer, ds []*broker.Delivery) error {
+			batch := make([]broker.Outcome, len(ds))
+			for i, d := range ds {
+				batch[i] = broker.Outcome{Delivery: d, Verdict: broker.Verdict{Kind: broker.VerdictNack}}
+			}
+			return broker.SettleAll(context.Background(), batch)
+		},
+		"close": func(c broker.Consumer, _ []*broker.Delivery) error { return c.Close() },
+	} {
+		for _, refused := range []bool{false, true} {
+			t.Run(fmt.Sprint(name, ", refused: ", refused), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					f := newFake()
+					q := openQueue(t, openFake(t, f), "q", nil)
+					if _, err := q.PublishBatch(t.Context(), bodies(batchEntries, nil)); err != nil {
+						t.Fatal(err)
+					}
+					slow := &slowExtensions{next: f, begun: make(chan struct{})}
+					if refused {
+						once := sync.Once{}
+						f.fault = func(op string, _ map[string]any, answer any) (r *http.Response, _ error) {
+							if op == "ChangeMessageVisibilityBatch" && answer == nil {
+								once.Do(func() { r = fakeError(400, "RequestThrottled") })
+							}
+							return r, nil
+						}
+					}
+					c := consume(t, openQueue(t, openFake(t, slow), "q", nil), nil)
+					ds := receiveAll(t, c, batchEntries)
+					var wg sync.WaitGroup
+					wg.Go(func() { _ = ds[0].Extend(context.Background(), 0) }) // whose outcome does not matter
+					<-slow.begun
+					if err := end(c, ds); err != nil {
+						t.Error(err)
+					}
+					wg.Wait()
+					start := time.Now()
+					receiveAll(t, consume(t, q, nil), batchEntries)
+					if took := time.Since(start); took > time.Second {
+						t.Errorf("all came again after %v", took)
+					}
+				})
+			})
+		}
+	}
+}
+
+// Several verdicts on one delivery in one batch hold up nobody: the first that
+// settles it wins.
+func TestBatchOfVerdictsOnOneDelivery(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := openQueue(t, openFake(t, newFake()), "q", nil)
+		if _, err := q.Publish(t.Context(), broker.Message{Body: []byte("x")}); err != nil {
+			t.Fatal(err)
+		}
+		c := consume(t, q, nil)
+		d := receiveOne(t, c)
+		var batch []broker.Outcome
+		for _, k := range []broker.VerdictKind{broker.VerdictExtend, broker.VerdictExtend, broker.VerdictNack, broker.VerdictExtend} {
+			batch = append(batch, broker.Outcome{Delivery: d, Verdict: broker.Verdict{Kind: k}})
+		}
+		start := time.Now()
+		_ = broker.SettleAll(t.Context(), batch) // each outcome carries its own error
+		for i, want := range []error{nil, nil, nil, broker.ErrSettled} {
+			if err := batch[i].Err; !errors.Is(err, want) {
+				t.Errorf("verdict %d: %v, want %v", i, err, want)
+			}
+		}
+		if took := time.Since(start); took > time.Second {
+			t.Errorf("took %v", took)
+		}
+		wantSoon(t, c, "x", 2)
+	})
+}
