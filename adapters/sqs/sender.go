@@ -228,13 +228,14 @@ func (s *sender) one(ctx context.Context, w wire) (string, error) {
 	}
 }
 
-// settled is the error of a call that is not tried again.
+// settled is the error of a call that is not tried again. maybe: an earlier try
+// may have been carried out, unless what is sent is to blame.
 func settled(err error, maybe bool) error {
 	f, ok := errors.AsType[*failure](err)
 	if ok {
 		err = f.cause()
 	}
-	if maybe && (!ok || f.kind == nil) {
+	if maybe && !(ok && isContent(f.kind)) {
 		return broker.UnknownOutcome(err)
 	}
 	return err

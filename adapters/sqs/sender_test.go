@@ -329,6 +329,45 @@ func TestFairGroups(t *testing.T) {
 	})
 }
 
+// A message whose first sending may have been carried out is not said to have
+// failed where the second is refused for what has nothing to do with it.
+func TestOutcomeIsUnknownWhereOnlyTheSecondTryIsRefused(t *testing.T) {
+	for code, want := range map[string]error{"AccessDenied": broker.ErrUnauthorized, "QueueDoesNotExist": broker.ErrNotFound} {
+		synctest.Test(t, func(t *testing.T) {
+			f := newFake()
+			q := openQueue(t, openFake(t, f), "q", nil)
+			lose := true
+			f.fault = func(op string, _ map[string]any, answer any) (*http.Response, error) {
+				switch {
+				case op != "SendMessageBatch", answer == nil && lose:
+					return nil, nil
+				case lose:
+					lose = false
+					return nil, errCut
+				}
+				return fakeError(400, code), nil
+			}
+			_, err := q.Publish(t.Context(), broker.Message{Body: []byte("x")})
+			if !errors.Is(err, broker.ErrUnknownOutcome) || !errors.Is(err, want) {
+				t.Errorf("publish: %v", err)
+			}
+			lose = true
+			_, err = q.PublishBatch(t.Context(), bodies(2, nil))
+			for i := range 2 {
+				if err := broker.ErrorAt(err, i); !errors.Is(err, broker.ErrUnknownOutcome) || !errors.Is(err, want) {
+					t.Errorf("message %d of a batch: %v", i, err)
+				}
+			}
+			if _, err = q.Publish(t.Context(), broker.Message{Body: []byte("x")}); errors.Is(err, broker.ErrUnknownOutcome) || !errors.Is(err, want) {
+				t.Errorf("refused at once: %v", err)
+			}
+			if n := f.depth("q"); n != 3 {
+				t.Errorf("%d stored, want 3", n)
+			}
+		})
+	}
+}
+
 // What is tried again when Shutdown begins is being published: it is waited for.
 func TestShutdownWaitsBetweenTries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
