@@ -55,8 +55,7 @@ func prefetchBound(c *C, q broker.Queue) {
 
 func publishBlocks(c *C, q broker.Queue) {
 	const callers, each, size = 32, 16, 8 << 10
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
+	grown := heapGrowth()
 	k := c.Consumer(q, nil)
 	for range callers {
 		c.Go(func() {
@@ -71,11 +70,22 @@ func publishBlocks(c *C, q broker.Queue) {
 		c.Ack(ds...)
 	}
 	c.Wait()
-	runtime.GC()
-	runtime.ReadMemStats(&after)
-	grown := int64(after.HeapAlloc) - int64(before.HeapAlloc) //nolint:gosec // below the address space
-	if limit := int64(64 << 20); grown > limit {
-		c.Errorf("after %d messages of %d bytes, all acknowledged, the heap has grown by %d bytes", callers*each, size, grown)
+	if n := grown(); n > heapBound {
+		c.Errorf("after %d messages of %d bytes, all acknowledged, the heap has grown by %d bytes", callers*each, size, n)
+	}
+}
+
+// heapBound is far above what a few MiB of messages may leave behind.
+const heapBound = 64 << 20
+
+// heapGrowth returns what tells how much the heap has grown since.
+func heapGrowth() func() int64 {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	return func() int64 {
+		runtime.GC()
+		runtime.ReadMemStats(&after)
+		return int64(after.HeapAlloc) - int64(before.HeapAlloc) //nolint:gosec // below the address space
 	}
 }
 

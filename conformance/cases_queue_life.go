@@ -423,8 +423,9 @@ func closeWhileDown(c *C, _ broker.Queue) {
 	for i := range 20 {
 		c.Publish(mine, broker.Message{Body: fmt.Appendf(nil, "m%d", i)})
 	}
-	c.ReceiveOne(k)
+	d := c.ReceiveOne(k)
 	in := c.Inject(kind)
+	c.callsEnd(own, mine, k, d)
 	c.Go(func() {
 		ctx, cancel := c.Within(closeBound)
 		defer cancel()
@@ -437,4 +438,70 @@ func closeWhileDown(c *C, _ broker.Queue) {
 	c.Prompt("close the broker while the broker is down", closeBound, func() { _ = own.Close() })
 	c.Must(in.Stop(context.WithoutCancel(c.ctx)), "end the fault")
 	c.Wait()
+}
+
+// callsEnd checks that each call returns when its context ends, whatever the
+// broker does not answer.
+func (c *C) callsEnd(b broker.Broker, q broker.Queue, k broker.Consumer, d *broker.Delivery) {
+	admin, _ := broker.As[broker.Admin](b)
+	c.endWithin([]endingCall{
+		{"publish", func(ctx context.Context) error {
+			_, err := q.Publish(ctx, broker.Message{Body: []byte("into the void")})
+			return err
+		}},
+		{"publish a batch", func(ctx context.Context) error {
+			_, err := q.PublishBatch(ctx, []broker.Message{{Body: []byte("into the void")}, {Body: []byte("into the void")}})
+			return err
+		}},
+		{"receive", func(ctx context.Context) error {
+			for {
+				if _, err := k.Receive(ctx, 100); err != nil {
+					return err
+				}
+			}
+		}},
+		{"extend", func(ctx context.Context) error { return d.Extend(ctx, 0) }},
+		{"nack", func(ctx context.Context) error { return d.Nack(ctx, 0) }},
+		{"acknowledge", func(ctx context.Context) error { return broker.AckAll(ctx, d) }},
+		{"open a consumer", func(ctx context.Context) error {
+			more, err := q.Consumer(ctx, nil)
+			if err == nil {
+				c.track("consumer", more.Close)
+			}
+			return err
+		}},
+		{"open a queue", func(ctx context.Context) error {
+			again, err := b.Queue(ctx, q.Name(), nil)
+			if err == nil {
+				c.track("queue", again.Close)
+			}
+			return err
+		}},
+		{"ping", b.Ping},
+		{"statistics", func(ctx context.Context) error { _, err := admin.QueueStats(ctx, q.Name()); return err }},
+		{"declare a queue", func(ctx context.Context) error { return admin.DeclareQueue(ctx, q.Name(), broker.QueueConfig{}) }},
+		{"open a broker", func(ctx context.Context) error {
+			again, err := c.h.Open(ctx)
+			if err == nil {
+				c.track("broker", again.Close)
+			}
+			return err
+		}},
+	})
+}
+
+// An endingCall is a call whose context ends before the broker answers.
+type endingCall struct {
+	what string
+	f    func(ctx context.Context) error
+}
+
+func (c *C) endWithin(calls []endingCall) {
+	for _, call := range calls {
+		c.Prompt(call.what+" while the broker is down", c.h.Quiet+prompt, func() {
+			ctx, cancel := c.Within(c.h.Quiet)
+			defer cancel()
+			_ = call.f(ctx) // it may know the answer; whatever it says, it says it in time
+		})
+	}
 }

@@ -416,13 +416,14 @@ func streamCloseWhileDown(c *C, s broker.Stream) {
 	again := r.reopen(b, s)
 	gc, err := again.Consumer(c.Context(), c.Name("group"), nil)
 	c.Must(err, "join a group")
-	_, err = gc.Receive(c.Context(), 1)
+	got, err := gc.Receive(c.Context(), 1)
 	c.Must(err, "receive")
 	kind := FaultBlackHole
 	if c.Harness().Faults[kind] == nil {
 		kind = FaultPause
 	}
 	in := c.Inject(kind)
+	r.callsEnd(b, again, gc, got)
 	c.Go(func() {
 		ctx, cancel := c.Within(closeBound)
 		defer cancel()
@@ -444,4 +445,48 @@ func streamCloseWhileDown(c *C, s broker.Stream) {
 	c.Note("closed after", "%v", time.Since(start).Round(time.Millisecond))
 	c.Must(in.Stop(c.Context()), "end the fault")
 	r.judge()
+}
+
+// callsEnd checks that each call returns when its context ends, whatever the
+// broker does not answer.
+func (r *streamRun) callsEnd(b broker.Broker, s broker.Stream, m broker.GroupConsumer, got []*broker.Record) {
+	admin := r.Admin()
+	r.endWithin([]endingCall{
+		{"publish", func(ctx context.Context) error {
+			_, err := r.trySend(ctx, s, "p", r.make("void", 1, 0)...)
+			return err
+		}},
+		{"publish a batch", func(ctx context.Context) error {
+			_, err := r.trySendBatch(ctx, s, "p", r.make("void", 2, 0))
+			return err
+		}},
+		{"receive", func(ctx context.Context) error {
+			for {
+				if _, err := m.Receive(ctx, 100); err != nil {
+					return err
+				}
+			}
+		}},
+		{"commit", func(ctx context.Context) error { return m.Commit(ctx, got...) }},
+		{"seek", func(ctx context.Context) error { return m.Seek(ctx, got[0].Partition, broker.Latest()) }},
+		{"read", func(ctx context.Context) error { return firstErr(ctx, s, broker.Range{}) }},
+		{"partitions", func(ctx context.Context) error { _, err := s.Partitions(ctx); return err }},
+		{"lag", func(ctx context.Context) error { _, err := s.Lag(ctx, r.Name("group")); return err }},
+		{"join a group", func(ctx context.Context) error {
+			more, err := s.Consumer(ctx, r.Name("group"), nil)
+			if err == nil {
+				r.track("member", more.Close)
+			}
+			return err
+		}},
+		{"open a stream", func(ctx context.Context) error {
+			more, err := b.Stream(ctx, s.Name(), nil)
+			if err == nil {
+				r.track("stream", more.Close)
+			}
+			return err
+		}},
+		{"ping", b.Ping},
+		{"declare a stream", func(ctx context.Context) error { return admin.DeclareStream(ctx, s.Name(), broker.StreamConfig{}) }},
+	})
 }

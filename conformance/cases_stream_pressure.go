@@ -79,6 +79,7 @@ func streamPublishBlocks(c *C, s broker.Stream) {
 	padding := bytes.Repeat([]byte("."), 4<<10)
 	const publishers, each = 64, 10
 	var values [publishers][]string
+	grown := heapGrowth()
 	r.parallel(publishers, func(w int) {
 		who := "publisher " + itoa(w)
 		rs := r.make(who, each, 0)
@@ -90,6 +91,9 @@ func streamPublishBlocks(c *C, s broker.Stream) {
 		r.sendBatch(who, rs[each/2:])
 	})
 	r.sameSet(valuesOf(r.judge()), slices.Concat(values[:]...), "what %d publishers at once stored", publishers)
+	if n := grown(); n > heapBound {
+		c.Errorf("after %d records of %d bytes, all answered, the heap has grown by %d bytes", publishers*each, len(padding), n)
+	}
 }
 
 // streamSlowConsumer: a member that does not receive holds up its own

@@ -107,7 +107,7 @@ var table = []Case{
 	{ID: 77, Name: "ConcurrentUse", Kind: Both, Group: "life cycle", Source: srcBroker, Rule: "Methods are safe for concurrent use."},
 	{ID: 78, Name: "NoLeaks", Kind: Both, Group: "life cycle", Source: srcLife, Rule: "After Close no goroutine is left."},
 	{ID: 79, Name: "CloseWithUnread", Kind: Both, Group: "life cycle", Source: srcLife, Rule: "Unread messages make Close neither hang nor lose them."},
-	{ID: 80, Name: "CloseWhileDown", Kind: Both, Group: "life cycle", Source: srcLife, Rule: "Close is bounded while the broker is down."},
+	{ID: 80, Name: "CloseWhileDown", Kind: Both, Group: "life cycle", Source: srcLife, Rule: "While the broker is down Close is bounded, and each call returns when its context ends."},
 
 	{ID: 81, Name: "Oversize", Kind: Both, Group: "bad input", Source: srcQCaps + ".MaxBytes", Rule: "A message above the limit is ErrTooLarge; its neighbours in the batch are unharmed."},
 	{ID: 82, Name: "BadName", Kind: Both, Group: "bad input", Source: srcErrors, Rule: "Bad names, missing queues and bad credentials are typed errors at once, not retried."},
