@@ -66,14 +66,22 @@ func Logging(log *slog.Logger) Middleware {
 
 // RateLimit lets perSecond calls start a second, over all loops that share the
 // Middleware; bursts are what 10 ms allow, at least 1. Worker.RateLimit limits
-// one worker before it receives, and so holds fewer deliveries. A perSecond of
-// 0 or less is no limit.
+// one worker before it receives, and so holds fewer deliveries. A call that has
+// no turn before its ctx ends is put off ([Snooze]). A perSecond of 0 or less is
+// no limit.
 func RateLimit(perSecond float64) Middleware {
 	limiter := newLimiter(perSecond)
 	return func(next HandlerFunc) HandlerFunc {
 		return func(ctx context.Context, in Incoming) error {
-			if err := limiter.Wait(ctx); err != nil {
-				return err
+			turn := limiter.Reserve()
+			wait := turn.Delay()
+			if end, ok := ctx.Deadline(); ok && wait > 0 && time.Until(end) <= wait {
+				turn.Cancel()
+				return Snooze(wait)
+			}
+			if !sleep(ctx, wait) {
+				turn.Cancel()
+				return ContextError(ctx)
 			}
 			return next(ctx, in)
 		}

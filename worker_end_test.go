@@ -136,3 +136,29 @@ func TestWorkerEndsWhileSettlingHangs(t *testing.T) {
 		synctest.Wait()
 	})
 }
+
+// The middleware RateLimit costs no attempt: what has no turn before its ctx
+// ends is put off.
+func TestRateLimitWithATimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := brokertest.NewQueue("jobs", messages(20)...)
+		w := &broker.Worker{
+			Queue: q, Logger: quiet, Timeout: time.Second, Concurrency: 8,
+			Middleware: []broker.Middleware{broker.RateLimit(1)}, Retry: broker.RetryPolicy{MaxAttempts: 2},
+			Handler: func(_ context.Context, d *broker.Delivery) error {
+				if d.Attempt != 1 {
+					t.Errorf("message %s: attempt %d", d.ID, d.Attempt)
+				}
+				return nil
+			},
+		}
+		stop := start(t, w)
+		advance(5 * time.Minute)
+		if s := w.Stats(); s.Acked != 20 || s.Rejected != 0 {
+			t.Errorf("stats %+v", s)
+		}
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
