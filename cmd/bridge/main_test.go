@@ -231,6 +231,11 @@ func TestExitCodes(t *testing.T) {
 		"no such command": {bad, []string{"walk"}, exitConfig, "walk"},
 		"no such route":   {halt, []string{"replay", "-c", halt.config, "--route", "x"}, exitConfig, `--route "x": want one of [r]`},
 		"no position":     {halt, []string{"replay", "-c", halt.config, "--route", "r", "--from", "monday"}, exitConfig, "--from"},
+		"end as start":    {halt, []string{"replay", "-c", halt.config, "--route", "r", "--from", "now"}, exitConfig, `--from: invalid: "now"`},
+		"start as end":    {halt, []string{"replay", "-c", halt.config, "--route", "r", "--until", "earliest"}, exitConfig, `--until: invalid: "earliest"`},
+		"live group":      {halt, []string{"replay", "-c", halt.config, "--route", "r", "--group", "bridge-r"}, exitConfig, `--group "bridge-r"`},
+		"no such offset":  {halt, []string{"replay", "-c", halt.config, "--route", "r", "--from", "offset:500"}, exitConfig, "offset 500 in partition 0: want 0 to"},
+		"nor in dry runs": {halt, []string{"replay", "-c", halt.config, "--route", "r", "--from", "offset:500", "--dry-run"}, exitConfig, "offset 500"},
 		"help":            {bad, []string{"--help"}, exitOK, ""},
 	} {
 		t.Run(name, func(t *testing.T) {

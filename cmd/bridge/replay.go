@@ -30,11 +30,11 @@ func (c *replayCmd) Run(ctx context.Context, e env) error {
 	if err != nil {
 		return err
 	}
-	from, err := position(c.From)
+	from, err := position(c.From, "earliest")
 	if err != nil {
 		return &usageError{fmt.Errorf("--from: %w", err)}
 	}
-	until, err := position(c.Until)
+	until, err := position(c.Until, "now")
 	if err != nil {
 		return &usageError{fmt.Errorf("--until: %w", err)}
 	}
@@ -52,25 +52,58 @@ func (c *replayCmd) Run(ctx context.Context, e env) error {
 	}
 	rt := set.Routes[0]
 	rt.Logger = log
-	if c.DryRun {
+	group := c.Group
+	switch live := orDefault(rt.Group, "bridge-"+rt.Name); group {
+	case live:
+		err = &usageError{fmt.Errorf("--group %q: it is the route's own, whose offsets stay as they are: want another", group)}
+	case "":
+		group = fmt.Sprintf("%s-replay-%s", live, time.Now().UTC().Format("20060102T150405.000Z"))
+	}
+	if err == nil {
+		err = inRange(ctx, rt.Source, group, from)
+	}
+	switch {
+	case err != nil:
+	case c.DryRun:
 		err = dryRun(ctx, e, rt, broker.Range{From: from, Until: until})
-	} else {
-		err = c.replay(ctx, e, rt, from, until)
+	default:
+		err = c.replay(ctx, e, rt.Replay(group, from, until))
 	}
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 	defer cancel()
 	return errors.Join(err, set.Shutdown(stop))
 }
 
-func (c *replayCmd) replay(ctx context.Context, e env, live *bridge.Route, from, until broker.Position) error {
-	now := time.Now().UTC()
-	group := c.Group
-	if group == "" {
-		group = fmt.Sprintf("bridge-%s-replay-%s", live.Name, now.Format("20060102T150405Z"))
+// inRange refuses an offset that a partition does not have, where group has no
+// commit to go on from: consumers would begin at another one.
+func inRange(ctx context.Context, source broker.Stream, group string, from broker.Position) error {
+	if from.Kind() != broker.PositionOffset {
+		return nil
 	}
-	rt := live.Replay(group, from, until)
+	parts, err := source.Partitions(ctx)
+	if err != nil {
+		return err
+	}
+	lag, err := source.Lag(ctx, group)
+	if err != nil {
+		return err
+	}
+	begun := map[int32]bool{}
+	for _, l := range lag {
+		begun[l.Partition] = l.HasCommit
+	}
+	for _, p := range parts {
+		if o := from.Offset(); !begun[p.ID] && (o.Compare(p.First) < 0 || o.Compare(p.Next) > 0) {
+			return &usageError{fmt.Errorf("--from: %w: offset %v in partition %d: want %v to %v", broker.ErrOutOfRange, o, p.ID, p.First, p.Next)}
+		}
+	}
+	return nil
+}
+
+func (c *replayCmd) replay(ctx context.Context, e env, rt *bridge.Route) error {
+	now := time.Now()
 	if c.FreshIDs {
-		rt.Salt = group
+		rt.Salt = rt.Group
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- rt.Run(ctx) }()
@@ -80,7 +113,7 @@ func (c *replayCmd) replay(ctx context.Context, e env, live *bridge.Route, from,
 		select {
 		case err := <-ended:
 			if err == nil && ctx.Err() != nil {
-				err = fmt.Errorf("cut off before the end; --group %s goes on from here", group)
+				err = fmt.Errorf("cut off before the end; --group %s goes on from here", rt.Group)
 			}
 			return errors.Join(err, summary(e, rt, time.Since(now)))
 		case <-tick.C:
@@ -141,12 +174,17 @@ func dryRun(ctx context.Context, e env, rt *bridge.Route, rg broker.Range) error
 	return err
 }
 
-func position(s string) (broker.Position, error) {
+// position reads what the flags take: word, an offset or a time.
+func position(s, word string) (broker.Position, error) {
 	if n, ok := strings.CutPrefix(s, "offset:"); ok {
 		o, err := broker.ParseOffset(n)
 		return broker.AtOffset(o), err
 	}
-	return bridge.ParsePosition(s)
+	p, err := bridge.ParsePosition(s)
+	if err != nil || s != word && p.Kind() != broker.PositionTime {
+		err = broker.Invalid("%q: want %s, an RFC 3339 time or offset:N", s, word)
+	}
+	return p, err
 }
 
 func onlyRoute(cfg *bridge.Config, name string) (*bridge.Config, error) {
