@@ -9,12 +9,12 @@ import (
 // (or through an exchange): value, headers, where it comes from and why it
 // failed. The message's ID is "stream/partition/offset", so that doing it twice
 // can be told. Where the queue has groups, the record's key is the GroupID;
-// where it deduplicates, the ID is the DedupID.
+// where it deduplicates, the ID is the DedupID. A tombstone becomes an empty
+// body with the header x-source-tombstone.
 func DeadLetterTo(p Publisher) DeadLetterFunc {
 	return func(ctx context.Context, r *Record, cause error) error {
 		info := r.Info()
-		m := DeadLetterMessage(Message{ID: info.ID, Body: r.Value, Headers: r.Headers}, deadLetterOf(info, cause))
-		m.Headers = append(m.Headers, SourceHeaders(r)...)
+		m := Message{ID: info.ID, Body: r.Value, Headers: deadLetterHeaders(r, info, cause)}
 		if q, ok := p.(interface{ Capabilities() QueueCapabilities }); ok {
 			c := q.Capabilities()
 			if c.Groups {
@@ -35,13 +35,7 @@ func DeadLetterTo(p Publisher) DeadLetterFunc {
 // it deletes no other dead letter.
 func DeadLetterStream(s Stream) DeadLetterFunc {
 	return func(ctx context.Context, r *Record, cause error) error {
-		why := deadLetterOf(r.Info(), cause)
-		out := Record{Key: r.Key, Value: r.Value}
-		out.Headers = append(DeadLetterMessage(Message{Headers: r.Headers}, why).Headers, SourceHeaders(r)...)
-		if r.Tombstone {
-			out.Headers = append(out.Headers, Header{HeaderSourceTombstone, "true"})
-		}
-		_, err := s.Publish(ctx, out)
+		_, err := s.Publish(ctx, Record{Key: r.Key, Value: r.Value, Headers: deadLetterHeaders(r, r.Info(), cause)})
 		return err
 	}
 }
@@ -49,10 +43,25 @@ func DeadLetterStream(s Stream) DeadLetterFunc {
 // HeaderSourceTombstone marks a dead letter whose record was a tombstone.
 const HeaderSourceTombstone = "x-source-tombstone"
 
-func deadLetterOf(info Info, cause error) DeadLetter {
-	reason := ""
-	if cause != nil {
-		reason = cause.Error()
+func isSourceHeader(key string) bool {
+	switch key {
+	case HeaderSourceStream, HeaderSourcePartition, HeaderSourceOffset, HeaderSourceKey, HeaderSourceTime, HeaderSourceTombstone:
+		return true
 	}
-	return DeadLetter{Reason: reason, Queue: info.Source, Attempts: info.Attempt, Time: time.Now()}
+	return false
+}
+
+// deadLetterHeaders returns the record's headers, with why it failed and where it
+// was read, in place of what they say of an earlier way.
+func deadLetterHeaders(r *Record, info Info, cause error) Headers {
+	why := DeadLetter{Queue: info.Source, Attempts: info.Attempt, Time: time.Now()}
+	if cause != nil {
+		why.Reason = cause.Error()
+	}
+	h := r.Headers.Without(isSourceHeader)
+	h = append(DeadLetterMessage(Message{Headers: h}, why).Headers, SourceHeaders(r)...)
+	if r.Tombstone {
+		h = append(h, Header{HeaderSourceTombstone, "true"})
+	}
+	return h
 }

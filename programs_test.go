@@ -508,19 +508,6 @@ func TestBatchMiddlewareRepeatsAndPanics(t *testing.T) {
 	})
 }
 
-func TestDeadLetterStreamKeepsTombstonesApart(t *testing.T) {
-	dead := brokertest.NewStream("dead", 1)
-	r := brokertest.NewRecord(broker.Record{Key: []byte("k"), Tombstone: true}, "s", "g", 0, 7)
-	if err := broker.DeadLetterStream(dead)(t.Context(), r, nil); err != nil {
-		t.Fatal(err)
-	}
-	for d, err := range dead.Read(t.Context(), broker.Range{}) {
-		if err != nil || d.Tombstone || d.Headers.Get(broker.HeaderSourceTombstone) != "true" || d.Headers.Get(broker.HeaderSourceOffset) != "7" {
-			t.Errorf("%+v, %v", d, err)
-		}
-	}
-}
-
 func TestProcessorOnMemoryUnderRebalance(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, err := memory.Open(t.Context(), nil)
