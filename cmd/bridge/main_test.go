@@ -246,6 +246,36 @@ func TestExitCodes(t *testing.T) {
 	}
 }
 
+// What the worker alone reads is checked with the rest, and named with its line.
+func TestWorkerMistakes(t *testing.T) {
+	const config = `brokers: {x: memory://x}
+routes:
+  - {name: r, source: {broker: x, stream: s}, target: {broker: x, queue: q}, poison: {policy: skip}}
+worker:
+  log_level: info
+  `
+	for field, want := range map[string]string{
+		`listen: "8080"`:                          `:6: worker.listen: "8080", want an address such as :8080`,
+		`listen: ":80x"`:                          ":6: worker.listen: ",
+		`admin_listen: 127.0.0.1`:                 ":6: worker.admin_listen: ",
+		`admin_listen: 127.0.0.1:99999`:           ":6: worker.admin_listen: ",
+		"admin_listen: off\n  pprof: true":        ":7: worker.pprof: ",
+		`otlp_endpoint: collector:4318`:           ":6: worker.otlp_endpoint: ",
+		`otlp_endpoint: "http://"`:                ":6: worker.otlp_endpoint: ",
+		`otlp_endpoint: https://c:4318/v1/traces`: "",
+		`admin_listen: off`:                       "",
+		`listen: "[::1]:0"`:                       "",
+	} {
+		file := filepath.Join(t.TempDir(), "bridge.yaml")
+		check(t, os.WriteFile(file, []byte(config+field+"\n"), 0o600))
+		var stdout, stderr bytes.Buffer
+		code := run(t.Context(), env{stdout: &stdout, stderr: &stderr, open: openers()}, []string{"check", "-c", file})
+		if bad := want != ""; (code == exitConfig) != bad || (code == exitOK) == bad || !strings.Contains(stderr.String(), want) {
+			t.Errorf("%s: exit code %d; stderr: %s", field, code, stderr.String())
+		}
+	}
+}
+
 func TestCheck(t *testing.T) {
 	b := newBench(t, 7, "")
 	if code := b.run(t.Context(), "check", "-c", b.config, "--connect"); code != exitOK {

@@ -26,7 +26,11 @@ func (f configFlag) load() (*bridge.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	return bridge.Load(data, f.Config, nil)
+	cfg, err := bridge.Load(data, f.Config, nil)
+	if err != nil {
+		return nil, err
+	}
+	return cfg, checkWorker(&cfg.Worker, data, f.Config)
 }
 
 // openers picks adapters by URL scheme.

@@ -16,6 +16,7 @@ import (
 const (
 	defaultListen      = ":8080"
 	defaultAdminListen = "127.0.0.1:8081"
+	adminOff           = "off"
 	shutdownTimeout    = 10 * time.Second
 )
 
@@ -79,7 +80,7 @@ func startServers(ctx context.Context, c bridge.WorkerConfig, set *bridge.Set, m
 	if s.public, s.addr, err = listen(ctx, orDefault(c.Listen, defaultListen), s.publicMux(), log); err != nil {
 		return nil, err
 	}
-	if addr := orDefault(c.AdminListen, defaultAdminListen); addr != "off" {
+	if addr := orDefault(c.AdminListen, defaultAdminListen); addr != adminOff {
 		if s.admin, _, err = listen(ctx, addr, s.adminMux(c.Pprof), log); err != nil {
 			return nil, errors.Join(err, s.public.Close())
 		}
