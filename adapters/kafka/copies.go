@@ -1,7 +1,6 @@
 package kafka
 
 import (
-	"context"
 	"math/bits"
 	"reflect"
 	"sync"
@@ -19,12 +18,9 @@ type copies struct {
 	needed int // bytes to come
 }
 
-// begin makes c ready for copies of size bytes in all; lends tells whether
-// chunks may be lent for them. It returns nil if none are needed.
-func (c *copies) begin(ctx context.Context, lends bool, size int) *copies {
-	if ctx.Done() == nil {
-		return nil
-	}
+// begin makes c ready for copies of size bytes in all, in chunks that are lent
+// where they may be.
+func (c *copies) begin(lends bool, size int) *copies {
 	c.needed, c.lends = size, lends && size >= minLent
 	if c.lends { // a small room of its own would be used up first
 		c.room = nil

@@ -9,7 +9,9 @@
 // context ends while its record is on the way returns broker.ErrUnknownOutcome;
 // the record stays on its way, also while the cluster is away, until it is
 // stored, refused or the Broker is closed: taken back, it would take with it
-// what others have published to the partition. A broker.AsyncAppender uses the
+// what others have published to the partition. So a call whose context can end
+// copies keys and values, and is at most about 4 MiB of them ahead of the
+// broker's answers, unless records linger. A broker.AsyncAppender uses the
 // client's own pipeline, without copies.
 // Groups are consumer groups (cooperative-sticky, or KIP-848 with
 // Options.ServerSideGroups). A commit names the generation that the member

@@ -11,8 +11,11 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// A flight is what was handed to the client in one call.
+// A flight is what was handed to the client at once: all that a call publishes,
+// or, where bytes are copied, some of it. Handed over all at once, what is
+// copied would have left the processor's caches by the time that it is sent.
 type flight struct {
+	from   int // what the first item is of the load
 	items  []sending
 	left   atomic.Int64
 	done   chan struct{} // gets one when all is answered
@@ -30,16 +33,40 @@ type sending struct {
 	done   atomic.Bool // err and rec are final
 }
 
+// A load is what a call publishes.
+type load interface {
+	// size is of what encode copies of record i.
+	size(i int) int
+	// encode translates record i.
+	encode(i int, it *item, cp *copies) error
+	// answer tells what became of record i.
+	answer(i int, partition int32, offset int64, err error)
+}
+
+const (
+	flightBytes = 1 << 20 // of copies in a flight, and less than a record more
+	maxFlights  = 4       // of a call
+)
+
 // flights keeps them by the power of two that holds their items.
 var flights [maxFlightBits + 1]sync.Pool
 
 // maxFlightBits bounds what is kept: calls with more records are rare.
 const maxFlightBits = 14
 
-// newFlight returns one for n records of size bytes in all.
-func (b *Broker) newFlight(ctx context.Context, n, size int) *flight {
+// newFlight returns one for records of a load of n.
+func (b *Broker) newFlight(ctx context.Context, l load, from, n int) *flight {
+	size, copied := 0, ctx.Done() != nil
+	if copied {
+		to := from
+		for ; to < n && (size < flightBytes || b.opts.Linger > 0); to++ { // what lingers must not be waited for
+			size += l.size(to)
+		}
+		n = to
+	}
+	n -= from
 	var f *flight
-	if class := bits.Len(uint(max(n, 1) - 1)); class > maxFlightBits {
+	if class := bits.Len(uint(n - 1)); class > maxFlightBits {
 		f = &flight{items: make([]sending, n), done: make(chan struct{}, 1)}
 	} else if kept, ok := flights[class].Get().(*flight); ok {
 		f = kept
@@ -47,9 +74,11 @@ func (b *Broker) newFlight(ctx context.Context, n, size int) *flight {
 	} else {
 		f = &flight{items: make([]sending, n, 1<<class), done: make(chan struct{}, 1)}
 	}
+	f.from, f.held, f.copies = from, !b.lends, nil
 	f.left.Store(int64(n) + 1)
-	f.held = !b.lends
-	f.copies = f.kept.begin(ctx, b.lends, size)
+	if copied {
+		f.copies = f.kept.begin(b.lends, size)
+	}
 	return f
 }
 
@@ -94,18 +123,41 @@ func (f *flight) land() {
 	}
 }
 
-// deliver publishes n records of size bytes in all, which encode translates
-// one by one, and waits for them, or until ctx ends. One that encode refuses
-// has its error. The caller frees the flight.
-func (b *Broker) deliver(ctx context.Context, n, size int, encode func(i int, it *item, cp *copies) error) *flight {
-	f := b.newFlight(ctx, n, size)
+// deliver publishes a load of n records, and waits for them, or until ctx ends.
+// A record that encode refuses has its error.
+func (b *Broker) deliver(ctx context.Context, l load, n int) {
 	denied := b.mayPublish(ctx)
 	now := time.Now()
+	var under [maxFlights]*flight
+	first, next := 0, 0 // flights under way: from first up to next
+	for i := 0; i < n; next++ {
+		if next-first == maxFlights {
+			under[first%maxFlights].finish(ctx, l)
+			first++
+			if err := broker.ContextError(ctx); err != nil {
+				for ; i < n; i++ {
+					l.answer(i, 0, 0, err)
+				}
+				break
+			}
+		}
+		f := b.newFlight(ctx, l, i, n)
+		under[next%maxFlights] = f
+		b.start(ctx, f, l, now, denied)
+		i += len(f.items)
+	}
+	for ; first < next; first++ {
+		under[first%maxFlights].finish(ctx, l)
+	}
+}
+
+// start hands a flight to the client, unless publishing is denied.
+func (b *Broker) start(ctx context.Context, f *flight, l load, now time.Time, denied error) {
 	var met *atomic.Bool
 	for i := range f.items {
 		it := &f.items[i]
 		it.begin(ctx, f, now)
-		err := encode(i, &it.item, f.copies)
+		err := l.encode(f.from+i, &it.item, f.copies)
 		if err == nil {
 			err = denied
 		}
@@ -127,12 +179,21 @@ func (b *Broker) deliver(ctx context.Context, n, size int, encode func(i int, it
 		}
 	}
 	f.land()
+}
+
+// finish waits for a flight, or until ctx ends, tells what became of its
+// records, and frees it.
+func (f *flight) finish(ctx context.Context, l load) {
 	select {
 	case <-f.done:
 		f.landed = true
 	case <-ctx.Done():
 	}
-	return f
+	for i := range f.items {
+		partition, offset, err := f.result(ctx, i)
+		l.answer(f.from+i, partition, offset, err)
+	}
+	f.free()
 }
 
 // result returns what became of item i. Everything but "not sent" and "refused

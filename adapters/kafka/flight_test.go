@@ -71,3 +71,79 @@ func TestCallsShareNoMemory(t *testing.T) {
 		}
 	})
 }
+
+// A batch of more bytes than are copied at once arrives whole, in order per
+// key, and with the receipts of its records.
+func TestLargeBatch(t *testing.T) {
+	onBrokers(t, func(t *testing.T, o *kafka.Options) {
+		s := declare(t, open(t, o), broker.StreamConfig{Partitions: 3})
+		const n, keys = 150, 7
+		rs := make([]broker.Record, n)
+		for i := range rs {
+			rs[i].Key, rs[i].Value = fmt.Appendf(nil, "k%d", i%keys), bytes.Repeat(fmt.Appendf(nil, "%d;", i), 20_000)
+		}
+		receipts, err := s.PublishBatch(testContext(t), rs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		last := map[string]int{}
+		read := 0
+		for r, err := range s.Read(testContext(t), broker.Range{}) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			var i int
+			if _, err := fmt.Sscanf(string(r.Value), "%d;", &i); err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(r.Value, rs[i].Value) || !bytes.Equal(r.Key, rs[i].Key) {
+				t.Errorf("record %d holds another's bytes", i)
+			}
+			if receipts[i].Partition != r.Partition || receipts[i].Offset != r.Offset() {
+				t.Errorf("record %d is in partition %d at %v; its receipt says %d, %v", i, r.Partition, r.Offset(), receipts[i].Partition, receipts[i].Offset)
+			}
+			if before, ok := last[string(r.Key)]; ok && before > i {
+				t.Errorf("record %d of key %s comes after %d", i, r.Key, before)
+			}
+			last[string(r.Key)] = i
+			read++
+		}
+		if read != n {
+			t.Errorf("%d of %d records", read, n)
+		}
+	})
+}
+
+// When a call ends, what it has handed over has an outcome that nobody knows,
+// and what it has not was not sent.
+func TestEndOfALargeBatch(t *testing.T) {
+	t.Parallel()
+	cluster := fake(t)
+	held, release := holdProduce(cluster)
+	defer release()
+	b := open(t, &kafka.Options{Brokers: cluster.ListenAddrs()})
+	s := declare(t, b, broker.StreamConfig{Partitions: 1})
+	rs := make([]broker.Record, 40)
+	for i := range rs {
+		rs[i].Value = make([]byte, 600_000)
+	}
+	ctx, cancel := context.WithCancel(testContext(t))
+	ended := make(chan error)
+	go func() {
+		receipts, err := s.PublishBatch(ctx, rs)
+		if len(receipts) != len(rs) {
+			t.Errorf("%d receipts", len(receipts))
+		}
+		ended <- err
+	}()
+	<-held
+	const handed = 8 // two of them exceed what is copied at once, and that is done four times
+	eventually(t, "records in the client's hands", func() bool { return b.Client().BufferedProduceRecords() >= handed })
+	cancel()
+	err := <-ended
+	for i := range rs {
+		if err := broker.ErrorAt(err, i); !errors.Is(err, context.Canceled) || errors.Is(err, broker.ErrUnknownOutcome) != (i < handed) {
+			t.Errorf("record %d: %v", i, err)
+		}
+	}
+}

@@ -167,21 +167,25 @@ func decode(r *kgo.Record) arrival {
 
 // send writes copies and returns an error for each.
 func (b *Broker) send(ctx context.Context, outs []copyOut) []error {
-	errs := make([]error, len(outs))
-	size := 0
-	for i := range outs {
-		size += len(outs[i].message.Body)
-	}
-	f := b.deliver(ctx, len(outs), size, func(i int, it *item, cp *copies) error {
-		outs[i].encode(it, cp)
-		return nil
-	})
-	defer f.free()
-	for i := range outs {
-		_, _, errs[i] = f.result(ctx, i)
-	}
-	return errs
+	l := messageLoad{outs, make([]error, len(outs))}
+	b.deliver(ctx, &l, len(outs))
+	return l.errs
 }
+
+// A messageLoad is the load of messages.
+type messageLoad struct {
+	outs []copyOut
+	errs []error
+}
+
+func (l *messageLoad) size(i int) int { return len(l.outs[i].message.Body) }
+
+func (l *messageLoad) encode(i int, it *item, cp *copies) error {
+	l.outs[i].encode(it, cp)
+	return nil
+}
+
+func (l *messageLoad) answer(i int, _ int32, _ int64, err error) { l.errs[i] = err }
 
 // deadLetter returns the copy for the dead-letter queue.
 func (q *Queue) deadLetter(m *broker.Message, reason string, attempts int, accepted time.Time) copyOut {

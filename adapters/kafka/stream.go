@@ -72,23 +72,35 @@ func (s *Stream) publish(ctx context.Context, rs []broker.Record, receipts []bro
 		return failAll("publish", s.topic.name, len(rs), err)
 	}
 	defer s.b.end()
-	f := s.b.deliver(ctx, len(rs), bodies(rs), func(i int, it *item, cp *copies) error {
-		return s.encode(ctx, s.b.client, it, &rs[i], cp)
-	})
-	defer f.free()
-	var errs []error
-	for i := range receipts {
-		p, o, err := f.result(ctx, i)
-		if err == nil {
-			receipts[i].Partition, receipts[i].Offset = p, broker.NewOffset(o)
-			continue
-		}
-		if errs == nil {
-			errs = make([]error, len(rs))
-		}
-		errs[i] = fail("publish", s.topic.name, err)
+	l := recordLoad{ctx: ctx, s: s, rs: rs, receipts: receipts}
+	s.b.deliver(ctx, &l, len(rs))
+	return broker.NewBatchError(l.errs)
+}
+
+// A recordLoad is the load of records.
+type recordLoad struct {
+	ctx      context.Context //nolint:containedctx // of the one call that the load is of
+	s        *Stream
+	rs       []broker.Record
+	receipts []broker.Receipt
+	errs     []error // nil: none
+}
+
+func (l *recordLoad) size(i int) int { return len(l.rs[i].Key) + len(l.rs[i].Value) }
+
+func (l *recordLoad) encode(i int, it *item, cp *copies) error {
+	return l.s.encode(l.ctx, l.s.b.client, it, &l.rs[i], cp)
+}
+
+func (l *recordLoad) answer(i int, partition int32, offset int64, err error) {
+	if err == nil {
+		l.receipts[i].Partition, l.receipts[i].Offset = partition, broker.NewOffset(offset)
+		return
 	}
-	return broker.NewBatchError(errs)
+	if l.errs == nil {
+		l.errs = make([]error, len(l.rs))
+	}
+	l.errs[i] = fail("publish", l.s.topic.name, err)
 }
 
 func failAll(op, name string, n int, err error) error {
