@@ -21,6 +21,9 @@ done
 for kind in ScaledObject ServiceMonitor; do
 	grep -q "^kind: $kind\$" "$rendered/all.yaml" || { echo "deploy-check: the chart renders no $kind when asked to"; exit 1; }
 done
+"$helm" template bridge deploy/helm/bridge --set config.worker.listen=0.0.0.0:9090 >"$rendered/port.yaml"
+grep -q 'containerPort: 9090}' "$rendered/port.yaml" ||
+	{ echo 'deploy-check: the probes do not follow worker.listen'; exit 1; }
 ! grep -q '^  replicas:' "$rendered/all.yaml" || { echo 'deploy-check: the chart sets replicas although KEDA does'; exit 1; }
 # The configuration inside the chart is one that the bridge accepts.
 sed -n '/^  bridge.yaml: |/,/^---/p' "$rendered/default.yaml" | sed -e 1d -e '/^---/,$d' -e 's/^    //' >"$rendered/bridge.yaml"

@@ -16,3 +16,8 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- define "bridge.serviceAccount" -}}
 {{- if .Values.serviceAccount.create }}{{ default (include "bridge.name" .) .Values.serviceAccount.name }}{{ else }}{{ default "default" .Values.serviceAccount.name }}{{ end }}
 {{- end }}
+
+{{/* The port of config.worker.listen. */}}
+{{- define "bridge.port" -}}
+{{ dig "worker" "listen" "" .Values.config | default ":8080" | splitList ":" | last }}
+{{- end }}
