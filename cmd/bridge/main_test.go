@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -201,6 +202,39 @@ func TestStoppedWhileStarting(t *testing.T) {
 	}}}
 	if code := run(ctx, e, []string{"run", "-c", b.config}); code != exitOK || !strings.Contains(b.stderr.String(), "ended before it ran") {
 		t.Errorf("exit code %d: %s", code, b.stderr.String())
+	}
+}
+
+// A request that goes on and on neither keeps the worker nor makes its end a failure.
+func TestStopCutsRequestsOff(t *testing.T) {
+	began, end := make(chan struct{}), make(chan struct{})
+	slow := http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		close(began)
+		<-r.Context().Done()
+		close(end)
+	})
+	srv, addr, err := listen(t.Context(), "127.0.0.1:0", slow, slog.New(slog.DiscardHandler))
+	check(t, err)
+	asked := make(chan error, 1)
+	go func() {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+addr, nil)
+		if err == nil {
+			var res *http.Response
+			if res, err = http.DefaultClient.Do(r); err == nil {
+				err = res.Body.Close()
+			}
+		}
+		asked <- err
+	}()
+	<-began
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := (&servers{public: srv}).shutdown(ended); err != nil {
+		t.Error(err)
+	}
+	<-end
+	if err := <-asked; err == nil {
+		t.Error("the request was answered")
 	}
 }
 

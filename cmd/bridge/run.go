@@ -103,12 +103,16 @@ func listen(ctx context.Context, addr string, h http.Handler, log *slog.Logger) 
 	return srv, l.Addr().String(), nil
 }
 
+// shutdown waits for requests under way until ctx ends, and cuts off the rest (a
+// profile being taken, say): that is no failure of the worker's.
 func (s *servers) shutdown(ctx context.Context) error {
-	err := s.public.Shutdown(ctx)
-	if s.admin != nil {
-		err = errors.Join(err, s.admin.Shutdown(ctx))
+	var errs error
+	for _, srv := range []*http.Server{s.public, s.admin} {
+		if srv != nil && srv.Shutdown(ctx) != nil {
+			errs = errors.Join(errs, srv.Close())
+		}
 	}
-	return err
+	return errs
 }
 
 func orDefault(s, def string) string {
