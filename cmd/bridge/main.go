@@ -101,6 +101,9 @@ func report(e env, err error) int {
 	if _, ok := errors.AsType[*bridge.HaltError](err); ok {
 		return exitHalted
 	}
+	if _, ok := errors.AsType[*missingSource](err); ok {
+		return exitHalted
+	}
 	return exitFailure
 }
 

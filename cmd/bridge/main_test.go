@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -15,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/propagation"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
@@ -251,6 +253,12 @@ func TestExitCodes(t *testing.T) {
 	check(t, err)
 	check(t, os.WriteFile(param.config, bytes.Replace(data, []byte("memory://x"), []byte("sqs://eu-west-1?endpont=x"), 1), 0o600))
 	rank := newBench(t, 0, "    task: {priority: 5}\n")
+	gone, astray := newBench(t, 0, ""), newBench(t, 0, "")
+	for b, change := range map[*bench][2]string{gone: {"stream: orders", "stream: nowhere"}, astray: {"queue: tasks", "queue: nowhere"}} {
+		data, err = os.ReadFile(b.config)
+		check(t, err)
+		check(t, os.WriteFile(b.config, bytes.Replace(data, []byte(change[0]), []byte(change[1]), 1), 0o600))
+	}
 	for name, tt := range map[string]struct {
 		b      *bench
 		args   []string
@@ -258,6 +266,8 @@ func TestExitCodes(t *testing.T) {
 		stderr string
 	}{
 		"halted":          {halt, []string{"run", "-c", halt.config}, exitHalted, "route r halted"},
+		"no source":       {gone, []string{"run", "-c", gone.config}, exitHalted, `open stream "nowhere"`},
+		"no target":       {astray, []string{"run", "-c", astray.config}, exitFailure, `open queue "nowhere"`},
 		"configuration":   {bad, []string{"run", "-c", bad.config}, exitConfig, `:7: routes[0].concurrency: "many", want a whole number`},
 		"URL":             {param, []string{"run", "-c", param.config}, exitConfig, "endpont"},
 		"queue":           {rank, []string{"check", "-c", rank.config, "--connect"}, exitConfig, "task.priority"},
@@ -341,6 +351,18 @@ func TestReplay(t *testing.T) {
 	}
 	if code := b.run(t.Context(), "replay", "-c", b.config, "--route", "r", "--group", "fresh", "--fresh-ids"); code != exitOK || b.ready("tasks") != 40 {
 		t.Errorf("exit code %d, %d tasks, want 40", code, b.ready("tasks"))
+	}
+}
+
+// What fails at tracing is logged as everything is.
+func TestTracingFailuresAreLogged(t *testing.T) {
+	var out bytes.Buffer
+	tr, err := newTracing(t.Context(), "http://127.0.0.1:1/v1/traces", slog.New(slog.NewJSONHandler(&out, nil)))
+	check(t, err)
+	otel.Handle(errors.New("nobody listens"))
+	check(t, tr.close())
+	if !strings.Contains(out.String(), `"msg":"tracing failed","error":"nobody listens"`) {
+		t.Errorf("logged %q", out.String())
 	}
 }
 

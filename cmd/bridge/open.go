@@ -51,14 +51,26 @@ func openers() bridge.Openers {
 
 // build opens what the configuration names. What no start will ever open (an
 // unknown URL parameter, a queue that cannot do what its route asks for) is a
-// mistake in the configuration.
+// mistake in the configuration, and a route whose source is missing halts before
+// it begins.
 func build(ctx context.Context, cfg *bridge.Config, e env) (*bridge.Set, error) {
 	set, err := bridge.Build(ctx, cfg, e.open)
-	if !broker.IsTemporary(err) && (errors.Is(err, broker.ErrInvalid) || errors.Is(err, broker.ErrUnsupported)) {
+	failed, known := errors.AsType[*broker.Error](err)
+	switch {
+	case broker.IsTemporary(err):
+	case errors.Is(err, broker.ErrInvalid) || errors.Is(err, broker.ErrUnsupported):
 		err = &usageError{err}
+	case known && failed.Op == "open stream" && errors.Is(err, broker.ErrNotFound):
+		err = &missingSource{err}
 	}
 	return set, err
 }
+
+// A missingSource is the error of a route that cannot begin.
+type missingSource struct{ err error }
+
+func (m *missingSource) Error() string { return m.err.Error() }
+func (m *missingSource) Unwrap() error { return m.err }
 
 // newLogger writes JSON to stderr.
 func newLogger(e env, level string) (*slog.Logger, error) {

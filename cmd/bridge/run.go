@@ -34,7 +34,7 @@ func (c *runCmd) Run(ctx context.Context, e env) error {
 	if err != nil {
 		return err
 	}
-	tracing, err := newTracing(ctx, cfg.Worker.OTLPEndpoint)
+	tracing, err := newTracing(ctx, cfg.Worker.OTLPEndpoint, log)
 	if err != nil {
 		return fmt.Errorf("tracing: %w", err)
 	}

@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"log/slog"
 	"time"
 
+	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
@@ -25,11 +27,13 @@ type tracing struct {
 	tracer   trace.Tracer
 }
 
-// newTracing sends spans to an OTLP endpoint over HTTP; without one it traces nothing.
-func newTracing(ctx context.Context, endpoint string) (*tracing, error) {
+// newTracing sends spans to an OTLP endpoint over HTTP; without one it traces
+// nothing. What fails at that is logged.
+func newTracing(ctx context.Context, endpoint string, log *slog.Logger) (*tracing, error) {
 	if endpoint == "" {
 		return &tracing{}, nil
 	}
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { log.Warn("tracing failed", "error", err) }))
 	exporter, err := otlptracehttp.New(ctx, otlptracehttp.WithEndpointURL(endpoint))
 	if err != nil {
 		return nil, err
