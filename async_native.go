@@ -97,7 +97,9 @@ func (a *nativeAsync) enter(ctx context.Context, size int, done func(Receipt, er
 	switch {
 	case r.taken == a.runLen:
 		a.run = nil
-	case a.changed != nil: // who waits for room waits for answers alone, not for more calls
+	case a.changed != nil && r.bytes > a.limitBytes/4*3:
+		// Somebody waits for room, and this run would keep it from him until more
+		// calls have joined it.
 		a.seal()
 	}
 	a.mu.Unlock()
