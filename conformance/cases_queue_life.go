@@ -423,9 +423,9 @@ func closeWhileDown(c *C, _ broker.Queue) {
 	for i := range 20 {
 		c.Publish(mine, broker.Message{Body: fmt.Appendf(nil, "m%d", i)})
 	}
-	d := c.ReceiveOne(k)
+	held := c.ReceiveN(k, 3)
 	in := c.Inject(kind)
-	c.callsEnd(own, mine, k, d)
+	c.callsEnd(own, mine, k, held)
 	c.Go(func() {
 		ctx, cancel := c.Within(closeBound)
 		defer cancel()
@@ -442,7 +442,7 @@ func closeWhileDown(c *C, _ broker.Queue) {
 
 // callsEnd checks that each call returns when its context ends, whatever the
 // broker does not answer.
-func (c *C) callsEnd(b broker.Broker, q broker.Queue, k broker.Consumer, d *broker.Delivery) {
+func (c *C) callsEnd(b broker.Broker, q broker.Queue, k broker.Consumer, held []*broker.Delivery) {
 	admin, _ := broker.As[broker.Admin](b)
 	c.endWithin([]endingCall{
 		{"publish", func(ctx context.Context) error {
@@ -460,9 +460,9 @@ func (c *C) callsEnd(b broker.Broker, q broker.Queue, k broker.Consumer, d *brok
 				}
 			}
 		}},
-		{"extend", func(ctx context.Context) error { return d.Extend(ctx, 0) }},
-		{"nack", func(ctx context.Context) error { return d.Nack(ctx, 0) }},
-		{"acknowledge", func(ctx context.Context) error { return broker.AckAll(ctx, d) }},
+		{"extend", func(ctx context.Context) error { return held[0].Extend(ctx, 0) }},
+		{"nack", func(ctx context.Context) error { return held[1].Nack(ctx, 0) }},
+		{"acknowledge", func(ctx context.Context) error { return broker.AckAll(ctx, held[2]) }},
 		{"open a consumer", func(ctx context.Context) error {
 			more, err := q.Consumer(ctx, nil)
 			if err == nil {
@@ -480,13 +480,6 @@ func (c *C) callsEnd(b broker.Broker, q broker.Queue, k broker.Consumer, d *brok
 		{"ping", b.Ping},
 		{"statistics", func(ctx context.Context) error { _, err := admin.QueueStats(ctx, q.Name()); return err }},
 		{"declare a queue", func(ctx context.Context) error { return admin.DeclareQueue(ctx, q.Name(), broker.QueueConfig{}) }},
-		{"open a broker", func(ctx context.Context) error {
-			again, err := c.h.Open(ctx)
-			if err == nil {
-				c.track("broker", again.Close)
-			}
-			return err
-		}},
 	})
 }
 
@@ -496,12 +489,16 @@ type endingCall struct {
 	f    func(ctx context.Context) error
 }
 
+// endWithin makes the calls all at once: the fault may not last long.
 func (c *C) endWithin(calls []endingCall) {
 	for _, call := range calls {
-		c.Prompt(call.what+" while the broker is down", c.h.Quiet+prompt, func() {
-			ctx, cancel := c.Within(c.h.Quiet)
-			defer cancel()
-			_ = call.f(ctx) // it may know the answer; whatever it says, it says it in time
+		c.Go(func() {
+			c.Prompt(call.what+" while the broker is down", c.h.Quiet+prompt, func() {
+				ctx, cancel := c.Within(c.h.Quiet)
+				defer cancel()
+				_ = call.f(ctx) // it may know the answer; whatever it says, it says it in time
+			})
 		})
 	}
+	c.Wait()
 }

@@ -460,15 +460,17 @@ func (r *streamRun) callsEnd(b broker.Broker, s broker.Stream, m broker.GroupCon
 			_, err := r.trySendBatch(ctx, s, "p", r.make("void", 2, 0))
 			return err
 		}},
-		{"receive", func(ctx context.Context) error {
+		{"receive and seek", func(ctx context.Context) error { // one goroutine does both
 			for {
 				if _, err := m.Receive(ctx, 100); err != nil {
-					return err
+					break
 				}
 			}
+			ctx, cancel := r.Within(r.C.h.Quiet)
+			defer cancel()
+			return m.Seek(ctx, got[0].Partition, broker.Latest())
 		}},
 		{"commit", func(ctx context.Context) error { return m.Commit(ctx, got...) }},
-		{"seek", func(ctx context.Context) error { return m.Seek(ctx, got[0].Partition, broker.Latest()) }},
 		{"read", func(ctx context.Context) error { return firstErr(ctx, s, broker.Range{}) }},
 		{"partitions", func(ctx context.Context) error { _, err := s.Partitions(ctx); return err }},
 		{"lag", func(ctx context.Context) error { _, err := s.Lag(ctx, r.Name("group")); return err }},
