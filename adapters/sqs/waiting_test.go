@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -185,12 +186,12 @@ func TestExtensionIsNotCarriedOutAfterANack(t *testing.T) {
 					}
 					slow := &slowExtensions{next: f, begun: make(chan struct{})}
 					if refused {
-						once := sync.Once{}
-						f.fault = func(op string, _ map[string]any, answer any) (r *http.Response, _ error) {
-							if op == "ChangeMessageVisibilityBatch" && answer == nil {
-								once.Do(func() { r = fakeError(400, "RequestThrottled") })
+						var refusals atomic.Int64
+						f.fault = func(op string, _ map[string]any, answer any) (*http.Response, error) {
+							if op == "ChangeMessageVisibilityBatch" && answer == nil && refusals.Add(1) == 1 {
+								return fakeError(400, "RequestThrottled"), nil
 							}
-							return r, nil
+							return nil, nil
 						}
 					}
 					c := consume(t, openQueue(t, openFake(t, slow), "q", nil), nil)

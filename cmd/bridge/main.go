@@ -101,7 +101,7 @@ func report(e env, err error) int {
 	if _, ok := errors.AsType[*bridge.HaltError](err); ok {
 		return exitHalted
 	}
-	if _, ok := errors.AsType[*missingSource](err); ok {
+	if _, ok := errors.AsType[*missingSourceError](err); ok {
 		return exitHalted
 	}
 	return exitFailure

@@ -61,16 +61,16 @@ func build(ctx context.Context, cfg *bridge.Config, e env) (*bridge.Set, error) 
 	case errors.Is(err, broker.ErrInvalid) || errors.Is(err, broker.ErrUnsupported):
 		err = &usageError{err}
 	case known && failed.Op == "open stream" && errors.Is(err, broker.ErrNotFound):
-		err = &missingSource{err}
+		err = &missingSourceError{err}
 	}
 	return set, err
 }
 
-// A missingSource is the error of a route that cannot begin.
-type missingSource struct{ err error }
+// A missingSourceError is the error of a route that cannot begin.
+type missingSourceError struct{ err error }
 
-func (m *missingSource) Error() string { return m.err.Error() }
-func (m *missingSource) Unwrap() error { return m.err }
+func (m *missingSourceError) Error() string { return m.err.Error() }
+func (m *missingSourceError) Unwrap() error { return m.err }
 
 // newLogger writes JSON to stderr.
 func newLogger(e env, level string) (*slog.Logger, error) {
