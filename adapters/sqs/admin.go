@@ -103,7 +103,8 @@ func attrCount(attrs map[string]string, name types.QueueAttributeName) int64 {
 const peekLease = time.Minute
 
 // Peek receives and gives back, which counts an attempt. Of one FIFO group it
-// sees no more than one receive returns, 10.
+// sees no more than one receive returns, 10, and of any queue what it receives
+// within half a minute: after that what came first would come again.
 func (b *Broker) Peek(ctx context.Context, queue string, max int) ([]broker.Message, error) {
 	var out []broker.Message
 	err := b.admin(ctx, "peek", queue, func() error {
@@ -116,7 +117,7 @@ func (b *Broker) Peek(ctx context.Context, queue string, max int) ([]broker.Mess
 		}
 		var items []settlement
 		var leases []time.Time
-		for len(out) < max && err == nil {
+		for start := time.Now(); len(out) < max && err == nil && time.Since(start) < peekLease/2; {
 			var ms []types.Message
 			if ms, err = b.receiveSome(ctx, t, min(batchEntries, max-len(out))); len(ms) == 0 {
 				break

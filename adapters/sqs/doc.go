@@ -94,9 +94,9 @@
 // copy made by dead-lettering or redriving.
 //
 // Messages of others are read as they are: attributes are headers, SQS's
-// MessageId is the ID. Options.Plain sends none of the qs- attributes: what
-// needs them is refused, the ID stays here. Options.UnwrapSNS reads SNS's JSON
-// envelope as the message in it.
+// MessageId is the ID. Options.Plain sends none of the qs- attributes but the
+// routing key to exchanges that filter by it: what needs them is refused, the ID
+// stays here. Options.UnwrapSNS reads SNS's JSON envelope as the message in it.
 //
 // # Sizes
 //

@@ -176,7 +176,10 @@ func (p *poller) report(err error) {
 
 func (p *poller) receive(ctx context.Context, n int, wait time.Duration) ([]types.Message, error) {
 	c := p.c
-	p.asked = max(n, p.asked)
+	if p.maybe && c.q.t.fifo {
+		n = max(n, p.asked)
+	}
+	p.asked = n
 	in := &awssqs.ReceiveMessageInput{
 		QueueUrl:                    &c.q.t.url,
 		MaxNumberOfMessages:         int32(p.asked),

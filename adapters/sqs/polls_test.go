@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"strconv"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -315,4 +316,48 @@ func TestNackWithoutAnAnswer(t *testing.T) {
 		}
 		wantSoon(t, c, "x", 2)
 	})
+}
+
+// A poll that was refused is not repeated for as many as it asked for, but for
+// as many as are wanted now.
+func TestPollsAskForWhatIsWantedNow(t *testing.T) {
+	for _, name := range []string{"q", "q.fifo"} {
+		synctest.Test(t, func(t *testing.T) {
+			f := newFake()
+			q := openQueue(t, openFake(t, f), name, nil)
+			var mu sync.Mutex
+			var asked []int
+			refuse := true
+			f.fault = func(op string, in map[string]any, answer any) (*http.Response, error) {
+				mu.Lock()
+				defer mu.Unlock()
+				if op != "ReceiveMessage" || answer != nil {
+					return nil, nil
+				}
+				asked = append(asked, num(in["MaxNumberOfMessages"]))
+				if refuse {
+					return fakeError(400, "RequestThrottled"), nil
+				}
+				return nil, nil
+			}
+			c := consume(t, q, nil)
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+			defer cancel()
+			if _, err := c.Receive(ctx, 10); !errors.Is(err, context.DeadlineExceeded) {
+				t.Fatal(err)
+			}
+			mu.Lock()
+			refuse = false
+			mu.Unlock()
+			if _, err := q.Publish(t.Context(), broker.Message{Body: []byte("x")}); err != nil {
+				t.Fatal(err)
+			}
+			receiveOne(t, c)
+			mu.Lock()
+			defer mu.Unlock()
+			if asked[0] != 10 || asked[len(asked)-1] != 1 {
+				t.Errorf("%s: asked for %v, want 10 first and 1 in the end", name, asked)
+			}
+		})
+	}
 }

@@ -50,3 +50,36 @@ func TestRedriveGivesBackWhatStays(t *testing.T) {
 		}
 	})
 }
+
+// What was peeked is not peeked again where the queue is so slow that it would
+// be visible again meanwhile.
+func TestPeekSeesEachMessageOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
+		b := openFake(t, f, func(o *Options) { o.RequestTimeout = time.Minute })
+		q := openQueue(t, b, "q", nil)
+		if _, err := q.PublishBatch(t.Context(), bodies(50, nil)); err != nil {
+			t.Fatal(err)
+		}
+		f.fault = func(op string, _ map[string]any, answer any) (*http.Response, error) {
+			if op == "ReceiveMessage" && answer == nil {
+				<-time.After(20 * time.Second)
+			}
+			return nil, nil
+		}
+		ms, err := b.Peek(t.Context(), "q", 1000)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen := map[string]bool{}
+		for _, m := range ms {
+			if seen[m.ID] {
+				t.Fatalf("%s came twice among %d", m.ID, len(ms))
+			}
+			seen[m.ID] = true
+		}
+		if len(ms) < batchEntries {
+			t.Errorf("%d messages", len(ms))
+		}
+	})
+}
