@@ -28,8 +28,9 @@ func (b *Broker) Peek(ctx context.Context, queue string, max int) ([]broker.Mess
 	}
 	ms := []broker.Message{}
 	err = b.onQueue(ctx, queue, func(ch *amqp.Channel, n string) error {
-		// The deliveries stay open, and return when the channel closes.
-		for len(ms) < max {
+		// The deliveries stay open, and return when the channel closes. It runs
+		// again when the connection broke.
+		for ms = ms[:0]; len(ms) < max; {
 			a, ok, err := ch.Get(n, false)
 			if err != nil {
 				return err
