@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"os"
+	"os/exec"
 	"path"
 	"path/filepath"
 	"regexp"
@@ -192,5 +193,14 @@ func TestDashboardFitsTheMetrics(t *testing.T) {
 		if !exported[name] && !exported[base] {
 			t.Errorf("the dashboard shows %s, which nobody exports", name)
 		}
+	}
+}
+
+// The image holds the binary alone: time zones that expressions name come with it.
+func TestTimeZonesAreLinked(t *testing.T) {
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", ".").Output()
+	check(t, err)
+	if !slices.Contains(strings.Fields(string(out)), "time/tzdata") {
+		t.Error("the worker knows no time zones where the system has none")
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"syscall"
+	_ "time/tzdata" // for expressions: the image has no time zones
 
 	"github.com/alecthomas/kong" // command line: typed commands, help and errors from one struct
 
