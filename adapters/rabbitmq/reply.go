@@ -39,6 +39,7 @@ type replyQueue struct{ *Queue }
 // Close closes the queue and deletes it.
 func (q *replyQueue) Close() error {
 	err := q.Queue.Close()
+	q.b.topo.removeQueue(q.info) // so that no later connection declares it again
 	ctx, cancel := context.WithTimeout(context.Background(), q.b.o.CloseTimeout)
 	defer cancel()
 	if derr := q.b.deleteQueue(ctx, q.Name()); err == nil && derr != nil && !q.b.isClosed() {

@@ -126,3 +126,22 @@ func TestDirectReplyRefuses(t *testing.T) {
 		t.Errorf("receive after close: %v", err)
 	}
 }
+
+// TestReplyQueueClosedWhileDown: a reply queue that cannot be deleted now is not
+// declared again by each later connection; it goes by itself.
+func TestReplyQueueClosedWhileDown(t *testing.T) {
+	p, through := testProxy(t, testURL(t))
+	b := testBroker(t, proxied(through))
+	q, err := b.ReplyQueue(testContext(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Down()
+	if err := q.Close(); !broker.IsTemporary(err) {
+		t.Errorf("close: %v", err)
+	}
+	if _, known := b.topo.queue(q.Name()); known || b.topo.arguments(q.Name()) != nil {
+		t.Error("it will be declared again")
+	}
+	deleteQueue(t, testBroker(t, nil), q.Name())
+}
