@@ -263,7 +263,7 @@ func (q *Queue) drain(ctx context.Context) error {
 		wg.Go(func() { errs[i] = c.drain(ctx) })
 	}
 	wg.Wait()
-	return errors.Join(errors.Join(errs...), q.sends.drain(ctx))
+	return errors.Join(errors.Join(errs...), fail("shutdown", q.t.name, q.sends.drain(ctx)))
 }
 
 // Close closes its consumers, waits up to 3 s for what is being sent, and

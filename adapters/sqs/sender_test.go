@@ -421,8 +421,12 @@ func TestShutdownEndsWithItsContext(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
 		start := time.Now()
-		if err := b.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) || time.Since(start) > 10*time.Second+closeTimeout {
+		err := b.Shutdown(ctx)
+		if !errors.Is(err, context.DeadlineExceeded) || time.Since(start) > 10*time.Second+closeTimeout {
 			t.Errorf("%v after %v", err, time.Since(start))
+		}
+		if e, ok := errors.AsType[*broker.Error](err); !ok || e.Op != "shutdown" || e.Adapter != adapterName || e.Name == "" {
+			t.Errorf("does not say what it is about: %v", err)
 		}
 		wg.Wait()
 	})

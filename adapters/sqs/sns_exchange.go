@@ -69,7 +69,9 @@ func (e *Exchange) Capabilities() broker.ExchangeCapabilities {
 // RouteTo returns a Publisher with that routing key.
 func (e *Exchange) RouteTo(routingKey string) broker.Publisher { return &route{e: e, key: routingKey} }
 
-func (e *Exchange) drain(ctx context.Context) error { return e.sends.drain(ctx) }
+func (e *Exchange) drain(ctx context.Context) error {
+	return fail("shutdown", e.name, e.sends.drain(ctx))
+}
 
 // Close waits up to 3 s for what is being sent.
 func (e *Exchange) Close() error {
