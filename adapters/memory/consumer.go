@@ -300,7 +300,7 @@ func (c *Consumer) stop(err error) {
 	c.q.mu.Lock()
 	c.stopLocked(err)
 	c.q.unlock()
-	c.q.srv.wake()
+	c.stopped()
 }
 
 func (c *Consumer) stopLocked(err error) {
@@ -313,13 +313,25 @@ func (c *Consumer) stopLocked(err error) {
 	}
 }
 
+// stopped tells those who care that c stopped: whoever waits in a Pause, and
+// the queues whose dead letters it waited for.
+func (c *Consumer) stopped() {
+	c.q.srv.wake()
+	for _, f := range c.q.sources() {
+		f.mu.Lock()
+		f.disarm()
+		f.mu.Unlock()
+	}
+}
+
 // shut stops c and gives back what it holds.
 func (c *Consumer) shut(err error) {
 	c.q.mu.Lock()
 	c.stopLocked(err)
 	c.returnHeld("the consumer closed")
+	c.q.disarm()
 	c.q.unlock()
-	c.q.srv.wake()
+	c.stopped()
 }
 
 // returnHeld gives everything back that c holds. q.mu is held.

@@ -278,6 +278,15 @@ func (q *queue) arm(now int64) {
 	}
 }
 
+// disarm stops the timer unless somebody waits: it would keep the broker alive,
+// closed or not, until it fires. q.mu is held.
+func (q *queue) disarm() {
+	if q.armed != 0 && !q.cares() {
+		q.timer.Stop()
+		q.armed = 0
+	}
+}
+
 // tick runs when the timer fires, and brings q up to now for whoever looks at
 // what it feeds.
 func (q *queue) tick() {

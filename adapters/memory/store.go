@@ -102,6 +102,7 @@ func (q *queue) waitForSpace(ctx context.Context, g *gate, now int64, again bool
 	q.lock()
 	if err != nil && w.queued {
 		q.space.remove(w)
+		q.disarm()
 	} else if err != nil {
 		q.passSpace()
 	}
