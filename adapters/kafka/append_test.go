@@ -370,3 +370,35 @@ func TestAppendToAStreamMadeAgain(t *testing.T) {
 		}
 	})
 }
+
+// Calls that wait for room to be the first of a topic wait for their turn, too.
+func TestManyMeetATopicWithoutRoom(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	cluster := fake(t)
+	held, release := holdProduce(cluster)
+	b := open(t, &kafka.Options{Brokers: cluster.ListenAddrs(), MaxBufferedRecords: 2})
+	full, s := declare(t, b, broker.StreamConfig{Partitions: 1}), declare(t, b, broker.StreamConfig{Partitions: 1})
+	a := broker.NewAsyncAppender(full, nil)
+	var got answers
+	a.Publish(ctx, broker.Record{}, got.of(0))
+	<-held
+	a.Publish(ctx, broker.Record{}, got.of(1))
+	const n = 50
+	var wg sync.WaitGroup
+	for range n {
+		wg.Go(func() {
+			if _, err := s.Publish(ctx, broker.Record{Value: []byte("v")}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	release()
+	wg.Wait()
+	if err := a.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if stored := len(values(t, s, false)); stored != n {
+		t.Errorf("%d of %d records are stored", stored, n)
+	}
+}

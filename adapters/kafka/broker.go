@@ -28,6 +28,7 @@ type Broker struct {
 	publishes atomic.Bool   // the client has a producer id
 	asking    chan struct{} // holds a token while somebody asks for it
 	appends   atomic.Bool   // AsyncAppend was used
+	meeting   chan struct{} // holds a token while somebody waits for room to be the first of a topic
 
 	mu      sync.Mutex
 	handles map[io.Closer]struct{}
@@ -59,7 +60,7 @@ func Open(ctx context.Context, o *Options) (*Broker, error) {
 	if err != nil {
 		return nil, fail("open", "", err)
 	}
-	b := &Broker{opts: o, handles: map[io.Closer]struct{}{}, asking: make(chan struct{}, 1)}
+	b := &Broker{opts: o, handles: map[io.Closer]struct{}{}, asking: make(chan struct{}, 1), meeting: make(chan struct{}, 1)}
 	b.client, err = kgo.NewClient(o.producer(b.batchMaxBytes, &b.met)...)
 	if err != nil {
 		return nil, fail("open", "", broker.Invalid("%v", err))

@@ -139,7 +139,7 @@ func (c *GroupConsumer) store(ctx context.Context, targets map[int32]target) err
 // the partition was lost by then.
 func inRebalance(err error) bool {
 	return errors.Is(err, kerr.RebalanceInProgress) || errors.Is(err, kerr.IllegalGeneration) ||
-		errors.Is(err, kerr.StaleMemberEpoch) || errors.Is(err, kerr.UnstableOffsetCommit) ||
+		errors.Is(err, kerr.StaleMemberEpoch) ||
 		errors.Is(err, kerr.CoordinatorLoadInProgress) || errors.Is(err, kerr.CoordinatorNotAvailable) ||
 		errors.Is(err, kerr.NotCoordinator)
 }

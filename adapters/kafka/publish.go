@@ -76,7 +76,14 @@ func (b *Broker) produce(ctx context.Context, met *atomic.Bool, it *item, promis
 		return nil
 	}
 	// While the client asks for a topic it does not know it looks at the first
-	// record's context for all; so that must not end, nor be waited with.
+	// record's context for all; so that must not end, nor be waited with. Who
+	// finds room takes it before the next one looks.
+	select {
+	case b.meeting <- struct{}{}:
+		defer func() { <-b.meeting }()
+	case <-ctx.Done():
+		return broker.ContextError(ctx)
+	}
 	size := len(it.rec.Key) + len(it.rec.Value)
 	if err := await(ctx, func() (bool, error) { return b.opts.hasRoom(b.client, size), nil }); err != nil {
 		return err
