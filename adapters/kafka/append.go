@@ -58,10 +58,15 @@ func (s *Stream) append(ctx context.Context, a *appending, r *broker.Record, ans
 	if !s.b.lends { // hooks may keep a record, and take its context away
 		promise = func(_ *kgo.Record, err error) { s.answer(a, err) }
 	}
+	sheet := a.sheet
 	if !s.b.lends || !s.met.Load() { // the client's search for a topic keeps a context
-		a.sheet.held.Store(true)
+		sheet.held.Store(true)
 	}
-	return s.b.produce(ctx, s.met, &a.item, promise)
+	err := s.b.produce(ctx, s.met, &a.item, promise)
+	if !s.met.Load() { // so does that for a topic deleted meanwhile
+		sheet.held.Store(true)
+	}
+	return err
 }
 
 func (s *Stream) newAppending() *appending {

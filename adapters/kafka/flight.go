@@ -165,14 +165,15 @@ func (b *Broker) start(ctx context.Context, f *flight, l load, now time.Time, de
 			if met == nil || it.rec.Topic != f.items[i-1].rec.Topic {
 				met = b.met.of(it.rec.Topic)
 			}
-			if !met.Load() { // the client's search for a topic keeps a context
-				f.held = true
-			}
 			promise := delivered
 			if !b.lends { // hooks may take the record's context away
 				promise = func(_ *kgo.Record, err error) { it.settled(err) }
 			}
+			known := met.Load()
 			err = b.produce(ctx, met, &it.item, promise)
+			if !known || !met.Load() { // the client's search for a topic, or for one deleted meanwhile, keeps a context
+				f.held = true
+			}
 		}
 		if err != nil {
 			it.settled(err)
