@@ -19,8 +19,8 @@ func Faults(ps ...*Proxy) map[conformance.FaultKind]Inject {
 	return map[conformance.FaultKind]Inject{
 		conformance.FaultConnectionCut: repeated(300*time.Millisecond, each(ps, (*Proxy).Cut)),
 		conformance.FaultAnswerLost:    repeated(500*time.Millisecond, each(ps, (*Proxy).LoseAnswers)),
-		conformance.FaultBlackHole:     lasting(6*time.Second, begin(ps, (*Proxy).BlackHole)),
-		conformance.FaultSlowLink:      lasting(20*time.Second, begin(ps, (*Proxy).SlowLink)),
+		conformance.FaultBlackHole:     lasting(6*time.Second, begin(ps, (*Proxy).blackHole)),
+		conformance.FaultSlowLink:      lasting(20*time.Second, begin(ps, (*Proxy).slowLink)),
 	}
 }
 
@@ -34,17 +34,24 @@ func each(ps []*Proxy, do func(*Proxy)) func() {
 	}
 }
 
-func begin(ps []*Proxy, do func(*Proxy) (end func())) func() (end func()) {
-	return func() func() {
+func begin(ps []*Proxy, do func(*Proxy) (end func(), bites func() int64)) func() (end func(), bites func() int64) {
+	return func() (func(), func() int64) {
 		var ends []func()
+		var counts []func() int64
 		for _, p := range ps {
-			ends = append(ends, do(p))
+			end, bites := do(p)
+			ends, counts = append(ends, end), append(counts, bites)
 		}
 		return func() {
-			for _, end := range ends {
-				end()
+				for _, end := range ends {
+					end()
+				}
+			}, func() (n int64) {
+				for _, bites := range counts {
+					n += bites()
+				}
+				return n
 			}
-		}
 	}
 }
 
@@ -75,12 +82,13 @@ func repeated(every time.Duration, bite func()) Inject {
 	}
 }
 
-// lasting begins at once and ends after at most d.
-func lasting(d time.Duration, begin func() (end func())) Inject {
+// lasting begins at once and ends after at most d. It bites what is sent meanwhile.
+func lasting(d time.Duration, begin func() (end func(), bites func() int64)) Inject {
 	return func(context.Context) (conformance.Injection, error) {
-		end := sync.OnceFunc(begin())
+		stop, bites := begin()
+		end := sync.OnceFunc(stop)
 		timer := time.AfterFunc(d, end)
-		return conformance.Injection{Bites: once, Stop: func(context.Context) error {
+		return conformance.Injection{Bites: bites, Stop: func(context.Context) error {
 			timer.Stop()
 			end()
 			return nil

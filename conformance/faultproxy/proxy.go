@@ -5,8 +5,10 @@ package faultproxy
 
 import (
 	"context"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -30,6 +32,7 @@ var silence = sync.OnceFunc(func() { zerolog.SetGlobalLevel(zerolog.Disabled) })
 func New(t testing.TB, listen, upstream string) *Proxy {
 	t.Helper()
 	silence()
+	registered()
 	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
 	p := &Proxy{t: t, p: toxiproxy.NewProxy(server, t.Name(), listen, upstream)}
 	if err := p.p.Start(); err != nil {
@@ -80,15 +83,34 @@ func (p *Proxy) LoseAnswers() {
 
 // BlackHole drops everything in both directions and closes nothing.
 func (p *Proxy) BlackHole() (end func()) {
-	return p.toxics(toxic{"timeout", "upstream", `"timeout":0`}, toxic{"timeout", "downstream", `"timeout":0`})
+	end, _ = p.blackHole()
+	return end
+}
+
+func (p *Proxy) blackHole() (end func(), bites func() int64) {
+	return p.counted(toxic{"timeout", "upstream", `"timeout":0`}, toxic{"timeout", "downstream", `"timeout":0`})
 }
 
 // SlowLink delays answers by 10 to 30 ms and passes 500 kB/s of requests on.
 func (p *Proxy) SlowLink() (end func()) {
-	return p.toxics(toxic{"latency", "downstream", `"latency":20,"jitter":10`}, toxic{"bandwidth", "upstream", `"rate":500`})
+	end, _ = p.slowLink()
+	return end
+}
+
+func (p *Proxy) slowLink() (end func(), bites func() int64) {
+	return p.counted(toxic{"latency", "downstream", `"latency":20,"jitter":10`}, toxic{"bandwidth", "upstream", `"rate":500`})
 }
 
 type toxic struct{ kind, direction, attributes string }
+
+// counted begins all, and counts what of the requests meets them.
+func (p *Proxy) counted(all ...toxic) (end func(), bites func() int64) {
+	id, n := lastID.Add(1), new(atomic.Int64)
+	counters.Store(id, n)
+	first := toxic{countToxicName, "upstream", `"id":` + strconv.FormatInt(id, 10)}
+	stop := p.toxics(append([]toxic{first}, all...)...)
+	return func() { stop(); counters.Delete(id) }, n.Load
+}
 
 // toxics begins all; end ends whatever there is.
 func (p *Proxy) toxics(all ...toxic) (end func()) {

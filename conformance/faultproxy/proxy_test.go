@@ -147,8 +147,15 @@ func TestFaults(t *testing.T) {
 	for kind, inject := range faults {
 		in, err := inject(t.Context())
 		check(t, err)
+		quiet := kind == conformance.FaultBlackHole || kind == conformance.FaultSlowLink
+		if quiet && in.Bites() != 0 {
+			t.Errorf("%s bit %d times, and nothing was sent", kind, in.Bites())
+		}
 		for tick := time.Tick(time.Millisecond); in.Bites() == 0; <-tick {
 			check(t, t.Context().Err())
+			if quiet {
+				_, _ = k.echo(50 * time.Millisecond) // whatever comes of it
+			}
 		}
 		check(t, in.Stop(t.Context()))
 		t.Log(kind)
