@@ -130,7 +130,8 @@ type GroupConsumer interface {
 	// Partitions returns those assigned to this member, ascending.
 	Partitions() []int32
 	// Pause stops Receive from returning records of the partitions until
-	// Resume; the assignment stays.
+	// Resume, or until this member loses them: the assignment stays, and one
+	// that comes back is not paused.
 	Pause(partitions ...int32)
 	Resume(partitions ...int32)
 	// Close leaves the group at once; it commits nothing.

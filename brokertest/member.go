@@ -120,6 +120,7 @@ func (s *Stream) take(name string, partitions []int32, before bool, tell func(*m
 				a.End()
 			}
 			delete(m.parts, p)
+			delete(m.paused, p)
 		}
 	}
 	if before {

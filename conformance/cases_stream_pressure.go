@@ -16,7 +16,8 @@ var streamPressure = map[int]StreamCase{
 	72: {Config: partitions(2), Run: streamThrottled},
 }
 
-// streamBounds: Receive keeps to max, and a paused partition waits.
+// streamBounds: Receive keeps to max, and a paused partition waits, for as long
+// as it is assigned.
 func streamBounds(c *C, s broker.Stream) {
 	r := newStreamRun(c, s)
 	zero, one := r.twoFull(30)
@@ -67,10 +68,23 @@ func streamBounds(c *C, s broker.Stream) {
 	}
 	m.consumer().Pause(first) // again
 	m.consumer().Resume(first)
-	got := valuesOf(m.collect(32))
+	late := m.collect(32)
 	want := append(sentValues([][]broker.Record{zero, one}[first][1:]), sentValues(more)...)
-	r.sameValues(got, want, "after Resume, from where it was")
+	r.sameValues(valuesOf(late), want, "after Resume, from where it was")
 	m.consumer().Resume(first, other) // what is not paused
+
+	// A pause ends with the assignment: what comes back flows.
+	m.commit(append(rest, late...)...)
+	m.consumer().Pause(first, other)
+	second := r.join(m.group, broker.GroupOptions{}, nil)
+	r.balanced(1, m, second)
+	back := second.consumer().Partitions()[0]
+	second.close()
+	r.balanced(2, m)
+	m.consumer().Resume(1 - back)
+	again := r.pinned("back", 3, back)
+	r.sendBatch("p", again)
+	r.sameValues(valuesOf(m.collect(3)), sentValues(again), "of a partition that was paused, lost and assigned again")
 	r.judge()
 }
 

@@ -3,6 +3,7 @@ package conformance
 import (
 	"context"
 	"iter"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -29,6 +30,7 @@ type streamMutation struct {
 	commit   func(m *mutantMember, ctx context.Context, rs []*broker.Record) error
 	seek     func(m *mutantMember, ctx context.Context, p int32, to broker.Position) error
 	noPause  bool
+	pauses   bool                        // outlast the assignment
 	leave    func(m *mutantMember) error // instead of a member's Close
 	closed   func(s *mutantStream) error // instead of a stream's Close
 	lag      func(s *mutantStream, lags []broker.PartitionLag)
@@ -234,10 +236,11 @@ type mutantMember struct {
 	group string
 	opts  broker.GroupOptions
 
-	mu    sync.Mutex
-	at    map[int32]broker.Offset // last received
-	taken map[int32]broker.Position
-	stash []*broker.Record
+	mu     sync.Mutex
+	at     map[int32]broker.Offset // last received
+	taken  map[int32]broker.Position
+	stash  []*broker.Record
+	paused []int32 // guarded by mu
 }
 
 func (m *mutantMember) revoked(ps []int32) {
@@ -272,7 +275,18 @@ func (m *mutantMember) receive(ctx context.Context, max int) ([]*broker.Record, 
 	if m.s.b.m.receive != nil {
 		return m.s.b.m.receive(m, ctx, max)
 	}
-	return m.GroupConsumer.Receive(ctx, max)
+	for {
+		rs, err := m.GroupConsumer.Receive(ctx, max)
+		if !m.s.b.m.pauses || err != nil {
+			return rs, err
+		}
+		m.mu.Lock()
+		rs = slices.DeleteFunc(rs, func(r *broker.Record) bool { return slices.Contains(m.paused, r.Partition) })
+		m.mu.Unlock()
+		if len(rs) > 0 {
+			return rs, nil
+		}
+	}
 }
 
 func (m *mutantMember) Commit(ctx context.Context, rs ...*broker.Record) error {
@@ -293,6 +307,16 @@ func (m *mutantMember) Pause(ps ...int32) {
 	if !m.s.b.m.noPause {
 		m.GroupConsumer.Pause(ps...)
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.paused = append(m.paused, ps...)
+}
+
+func (m *mutantMember) Resume(ps ...int32) {
+	m.GroupConsumer.Resume(ps...)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.paused = slices.DeleteFunc(m.paused, func(p int32) bool { return slices.Contains(ps, p) })
 }
 
 func (m *mutantMember) Close() error {

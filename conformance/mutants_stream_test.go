@@ -212,6 +212,7 @@ var streamMutants = []struct {
 		return true
 	}}},
 	{"Pause is ignored", "PrefetchBound", streamMutation{noPause: true}},
+	{"a pause outlasts the assignment", "PrefetchBound", streamMutation{pauses: true}},
 	{"Receive returns more than max", "PrefetchBound", streamMutation{receive: func(m *mutantMember, ctx context.Context, max int) ([]*broker.Record, error) {
 		if max > 0 {
 			max++

@@ -198,6 +198,7 @@ func (m *member) assign(st *seat, k *streamwire.Conn) {
 	}
 	old := m.holds[st.partition]
 	m.holds[st.partition] = h
+	delete(m.paused, st.partition)
 	m.mu.Unlock()
 	if old != nil {
 		old.end()
