@@ -249,7 +249,8 @@ func (r *processorRun) work() error {
 	if !r.p.Until.IsZero() {
 		r.background.Go(r.untilLoop)
 	}
-	err := r.fetch()
+	r.wg.Go(r.fetcher)
+	err := <-r.fetched
 	r.stop(err)
 	r.p.loop.setProblem(ErrShutdown)
 	err = errors.Join(err, r.drain())
@@ -258,17 +259,25 @@ func (r *processorRun) work() error {
 	return errors.Join(r.failure, err)
 }
 
-// fetch receives until the run is stopped or receiving fails for good.
-func (r *processorRun) fetch() error {
+// fetcher fetches until that ends, or another goroutine does.
+func (r *processorRun) fetcher() {
+	if relieved, err := r.fetch(); !relieved {
+		r.fetched <- err
+	}
+}
+
+// fetch receives until the run is stopped, receiving fails for good, or
+// another goroutine does it.
+func (r *processorRun) fetch() (relieved bool, err error) {
 	failures := 0
 	for {
 		fetch := r.p.loop.fetchContext(r.ctx)
 		if fetch == nil {
-			return nil
+			return false, nil
 		}
 		rs, err := r.consumer.Receive(fetch, r.receiveMax)
-		if len(rs) > 0 {
-			r.dispatch(rs)
+		if len(rs) > 0 && r.dispatch(rs) {
+			return true, nil
 		}
 		switch {
 		case err == nil && len(rs) > 0:
@@ -280,7 +289,7 @@ func (r *processorRun) fetch() error {
 		case fetch.Err() != nil:
 			continue
 		case err != nil && !IsTemporary(err):
-			return err
+			return false, err
 		case err != nil:
 			r.receiveFailed(r.ctx, err)
 		}
@@ -359,6 +368,7 @@ func (r *processorRun) partitionStats() []PartitionStats {
 	now := time.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.takeOver()
 	var out []PartitionStats
 	for _, pt := range r.parts {
 		if pt.gone {

@@ -13,7 +13,10 @@ func (r *processorRun) lane() {
 	results := make([]taskResult, max(1, r.maxBatch))
 	r.mu.Lock()
 	for {
-		t := r.begin()
+		var t *task
+		if r.busy < r.lanes {
+			t = r.begin()
+		}
 		if t == nil {
 			if r.closing {
 				r.mu.Unlock()
@@ -24,6 +27,7 @@ func (r *processorRun) lane() {
 			r.waiting--
 			continue
 		}
+		r.busy++
 		tasks = append(tasks[:0], t)
 		if r.maxBatch > 0 {
 			tasks = r.collect(tasks)
@@ -38,6 +42,7 @@ func (r *processorRun) lane() {
 		for i, t := range tasks {
 			r.conclude(t, &results[i])
 		}
+		r.busy--
 		clear(tasks)
 	}
 }
@@ -131,19 +136,19 @@ func (r *processorRun) handleOne(t *task) taskResult {
 	c := &r.p.counters
 	c.running.Add(1)
 	began := r.observer.now()
-	err := r.callOne(ctx, t)
+	err := r.callOne(ctx, t.r, t.attempt+1)
 	c.running.Add(-1)
 	c.handled.Add(1)
 	return r.handled(ctx, t, began, err)
 }
 
-func (r *processorRun) callOne(ctx context.Context, t *task) (err error) {
+func (r *processorRun) callOne(ctx context.Context, rec *Record, attempt int) (err error) {
 	defer recovered(&err)
-	t.r.attempt = uint16(min(t.attempt+1, math.MaxUint16)) //nolint:gosec // bounded
+	rec.attempt = uint16(min(attempt, math.MaxUint16)) //nolint:gosec // bounded
 	if len(r.p.Middleware) == 0 {
-		return r.p.Handler(ctx, t.r)
+		return r.p.Handler(ctx, rec)
 	}
-	return r.chain(ctx, t.r)
+	return r.chain(ctx, rec)
 }
 
 // handleBatch runs the handler for all but those that were rejected before,

@@ -44,25 +44,36 @@ func (r *processorRun) resolveUntil(ctx context.Context) error {
 	return nil
 }
 
+// A bound is where one partition ends.
+type bound struct {
+	end   Offset // exclusive
+	known bool   // end is meant
+	none  bool   // there is no end
+	time  time.Time
+}
+
+func (b *bounds) of(partition int32) bound {
+	end, known := b.offsets[partition]
+	return bound{end: end, known: known, none: b.offsets == nil && b.time.IsZero(), time: b.time}
+}
+
 // beyond tells whether rec is at or after the end.
-func (b *bounds) beyond(rec *Record) bool {
-	if !b.time.IsZero() {
+func (b *bound) beyond(rec *Record) bool {
+	switch {
+	case b.none:
+		return false
+	case !b.time.IsZero():
 		return !rec.Time().Before(b.time)
 	}
-	if b.offsets == nil {
-		return false
-	}
-	end, ok := b.offsets[rec.Partition]
-	return !ok || rec.offset.Compare(end) >= 0 // a partition added since has nothing before the end
+	return !b.known || rec.offset.Compare(b.end) >= 0 // a partition added since has nothing before the end
 }
 
 // last tells whether rec is known to be the last one before the end.
-func (b *bounds) last(rec *Record) bool {
-	end, ok := b.offsets[rec.Partition]
-	if !ok {
+func (b *bound) last(rec *Record) bool {
+	if !b.known {
 		return false
 	}
-	e, ok1 := end.Int64()
+	e, ok1 := b.end.Int64()
 	n, ok2 := rec.offset.Int64()
 	return ok1 && ok2 && n+1 >= e
 }
@@ -121,6 +132,7 @@ func (r *processorRun) allReached(arrivals map[int32]int64) (bool, error) {
 	from := map[int32]*Record{}
 	busy := false
 	r.mu.Lock()
+	r.takeOver()
 	for _, id := range r.until.all {
 		pt := r.parts[id]
 		switch {

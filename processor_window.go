@@ -25,7 +25,8 @@ type processorRun struct {
 	base   context.Context // of handlers; outlives Run's
 	cancel context.CancelCauseFunc
 
-	wg         sync.WaitGroup // lanes
+	wg         sync.WaitGroup // lanes, and what fetches
+	fetched    chan error     // the end of fetching
 	background sync.WaitGroup
 	wake       chan struct{} // a token for the commit loop
 	check      chan struct{} // a token for the until loop
@@ -33,19 +34,23 @@ type processorRun struct {
 
 	pausing sync.Mutex // held while the consumer is told to pause or resume; taken before mu
 
-	mu       sync.Mutex
-	cond     *sync.Cond // something is ready, or the lanes are to end
-	consumer GroupConsumer
-	parts    map[int32]*partition
-	handed   map[int32]bool // partitions handed over and not assigned anew: what comes of them is the next member's
-	ready    fifo[*task]
-	inHand   int  // tasks ready, running, waiting or in back-off
-	waiting  int  // lanes that wait
-	hurry    bool // batches do not wait to fill: something drains
-	closing  bool
-	failure  error
-	due      time.Time // of the next commit; zero: none
-	idle     bool      // due was moved up since nothing is in hand
+	mu         sync.Mutex
+	cond       *sync.Cond // something is ready, or the lanes are to end
+	consumer   GroupConsumer
+	parts      map[int32]*partition
+	handed     map[int32]bool // partitions handed over and not assigned anew: what comes of them is the next member's
+	ready      fifo[*task]
+	inline     *inlineRun // what the fetching goroutine handles itself
+	inHand     int        // tasks ready, running, waiting or in back-off
+	waiting    int        // lanes that wait
+	busy       int        // lanes, and goroutines that fetched, that handle something in a window
+	hurry      bool       // batches do not wait to fill: something drains
+	closing    bool
+	failure    error
+	slow       int       // in a row, of those
+	inlineFrom time.Time // when to try that again
+	due        time.Time // of the next commit; zero: none
+	idle       bool      // due was moved up since nothing is in hand
 }
 
 // A partition is one assignment and the window of its records.
@@ -107,7 +112,7 @@ func newProcessorRun(ctx context.Context, p *Processor) *processorRun {
 		p: p, observer: newObserver(p.Stream.Name(), p.Group, p.Observe, p.Logger),
 		lanes: p.Concurrency, maxWindow: p.MaxWindow, interval: p.CommitInterval,
 		seed: maphash.MakeSeed(), parts: map[int32]*partition{}, handed: map[int32]bool{},
-		wake: make(chan struct{}, 1), check: make(chan struct{}, 1), commits: make(chan struct{}, 1),
+		fetched: make(chan error, 1), wake: make(chan struct{}, 1), check: make(chan struct{}, 1), commits: make(chan struct{}, 1),
 	}
 	if r.lanes == 0 {
 		r.lanes = defaultConcurrency
@@ -150,55 +155,94 @@ func (pt *partition) oldest() time.Time {
 	return time.Time{}
 }
 
-// dispatch puts records in their partitions' windows and wakes lanes.
-func (r *processorRun) dispatch(rs []*Record) {
+// dispatch puts records in their partitions' windows and wakes lanes, or
+// handles them here. It reports whether another goroutine fetches from now on.
+func (r *processorRun) dispatch(rs []*Record) (relieved bool) {
 	now := time.Now()
-	slab := make([]task, len(rs))
-	for i, rec := range rs {
-		slab[i] = task{r: rec, at: now}
-		slab[i].hash, slab[i].keyed = r.orderOf(rec)
-	}
-	pause := false
 	r.p.counters.received.Add(int64(len(rs)))
-	r.mu.Lock()
+	if r.mayInline(now) {
+		return r.dispatchInline(rs, now)
+	}
+	tasks := make([]task, len(rs))
 	for i, rec := range rs {
-		pt := r.partitionOf(rec)
-		if pt == nil {
-			continue
-		}
-		pt.arrivals++
-		if pt.reached {
-			continue
-		}
-		if r.until.beyond(rec) {
-			pt.reached = true
-			pause = true
-			r.kickUntil()
-			continue
-		}
-		t := &slab[i]
-		t.part = pt
-		pt.received, pt.lastReceived = rec.offset, rec
-		pt.window.push(t)
-		r.inHand++
-		r.line(t)
-		if r.until.last(rec) {
-			pt.reached = true
-			pause = true
-		}
-		if !pt.paused && r.full(pt, now) {
-			pt.paused = true
-			pause = true
+		tasks[i] = task{r: rec, at: now}
+		tasks[i].hash, tasks[i].keyed = r.orderOf(rec)
+	}
+	a := admission{run: r}
+	r.mu.Lock()
+	for i := range tasks {
+		if pt := a.admit(tasks[i].r); pt != nil {
+			tasks[i].part = pt
+			r.inHand++
+			r.push(&tasks[i])
 		}
 	}
+	pause := r.pauseFull(now)
+	r.wakeLanes()
+	r.mu.Unlock()
+	if pause || a.reached {
+		r.tellPauses()
+	}
+	return false
+}
+
+// An admission finds the partitions of records, which come in runs of one.
+type admission struct {
+	run     *processorRun
+	pt      *partition
+	end     bound
+	reached bool // a partition has come to its end
+}
+
+// admit returns the partition that is to handle rec, or nil. r.mu is held.
+func (a *admission) admit(rec *Record) *partition {
+	if a.pt == nil || a.pt.id != rec.Partition || a.pt.assignment != rec.assignment {
+		a.pt, a.end = a.run.partitionOf(rec), a.run.until.of(rec.Partition)
+	}
+	pt := a.pt
+	if pt == nil {
+		return nil
+	}
+	pt.arrivals++
+	if pt.reached {
+		return nil
+	}
+	if a.end.beyond(rec) {
+		pt.reached, a.reached = true, true
+		a.run.kickUntil()
+		return nil
+	}
+	pt.received, pt.lastReceived = rec.offset, rec
+	if a.end.last(rec) {
+		pt.reached, a.reached = true, true
+	}
+	return pt
+}
+
+// push puts a task at the end of its partition's window, and in line. r.mu is
+// held.
+func (r *processorRun) push(t *task) {
+	t.part.window.push(t)
+	r.line(t)
+}
+
+// pauseFull marks the partitions whose window is full, and reports whether
+// there are any. r.mu is held.
+func (r *processorRun) pauseFull(now time.Time) (pause bool) {
+	for _, pt := range r.parts {
+		if !pt.gone && !pt.draining && !pt.paused && r.full(pt, now) {
+			pt.paused, pause = true, true
+		}
+	}
+	return pause
+}
+
+// wakeLanes wakes as many as there is something ready for. r.mu is held.
+func (r *processorRun) wakeLanes() {
 	if n := min(r.waiting, r.ready.len()); n > 1 {
 		r.cond.Broadcast()
 	} else if n == 1 {
 		r.cond.Signal()
-	}
-	r.mu.Unlock()
-	if pause {
-		r.tellPauses()
 	}
 }
 
@@ -228,10 +272,12 @@ func (r *processorRun) orderBy(rec *Record) (by string) {
 }
 
 // tellPauses makes the consumer pause and resume as the windows ask. r.mu is
-// not held while the consumer is called, so that its callbacks can run.
+// not held while the consumer is called, so that its callbacks can run. What is
+// lost meanwhile is resumed, since it would be paused when it comes back.
 func (r *processorRun) tellPauses() {
 	r.pausing.Lock()
 	defer r.pausing.Unlock()
+	var paused []*partition
 	var pause, resume []int32
 	r.mu.Lock()
 	for _, pt := range r.parts {
@@ -240,6 +286,7 @@ func (r *processorRun) tellPauses() {
 			continue
 		}
 		if pt.told = want; want {
+			paused = append(paused, pt)
 			pause = append(pause, pt.id)
 		} else {
 			resume = append(resume, pt.id)
@@ -248,6 +295,13 @@ func (r *processorRun) tellPauses() {
 	r.mu.Unlock()
 	if len(pause) > 0 {
 		r.consumer.Pause(pause...)
+		r.mu.Lock()
+		for _, pt := range paused {
+			if pt.gone {
+				resume = append(resume, pt.id)
+			}
+		}
+		r.mu.Unlock()
 	}
 	if len(resume) > 0 {
 		r.consumer.Resume(resume...)
@@ -348,11 +402,7 @@ func (r *processorRun) finish(t *task) {
 	}
 	for pt.window.len() > 0 && pt.window.peek().state == taskDone {
 		d := pt.window.pop()
-		if pt.uncommitted == 0 {
-			pt.since = d.at
-		}
-		pt.last = d.r
-		pt.uncommitted++
+		pt.advance(1, d.r, d.at)
 	}
 	r.quietIf(pt)
 	if pt.uncommitted > 0 {
@@ -361,6 +411,16 @@ func (r *processorRun) finish(t *task) {
 	if pt.reached && pt.window.len() == 0 {
 		r.kickUntil()
 	}
+}
+
+// advance adds n records, the last of them last, to the done prefix; the first
+// of them was received at the time at.
+func (pt *partition) advance(n int, last *Record, at time.Time) {
+	if pt.uncommitted == 0 {
+		pt.since = at
+	}
+	pt.last = last
+	pt.uncommitted += n
 }
 
 // leave counts a task as neither ready nor running any more.
@@ -405,6 +465,7 @@ func (r *processorRun) signal() {
 func (r *processorRun) quiesce(parts []*partition) <-chan struct{} {
 	done := make(chan struct{})
 	var waits []chan struct{}
+	r.takeOver()
 	r.hurry = true
 	for _, pt := range parts {
 		if pt.gone {
@@ -469,6 +530,7 @@ func (r *processorRun) drop(pt *partition, cause error) {
 	if pt.gone {
 		return
 	}
+	r.takeOver()
 	pt.gone = true
 	for pt.window.len() > 0 {
 		t := pt.window.pop()

@@ -1,0 +1,245 @@
+package broker
+
+import (
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// inlinePatience is how long one handler may hold up what was received with
+	// its record before lanes and another goroutine take over.
+	inlinePatience = time.Millisecond
+	// inlinePause is how long lanes do all after handlers that were not quick.
+	inlinePause = 50 * time.Millisecond
+	// Handlers of n records are quick within inlineBase and n times inlineEach:
+	// about what it costs to hand them to lanes.
+	inlineBase = 20 * time.Microsecond
+	inlineEach = time.Microsecond
+)
+
+// An inlineRun is records that the fetching goroutine handles itself, one after
+// the other, when nothing else is in hand: handing a record to a lane costs more
+// than a quick handler. They are in no window meanwhile. Whoever looks at the
+// windows takes over first, and so does a timer when a handler is not quick:
+// then all but the record under way go to lanes, and another goroutine fetches.
+type inlineRun struct {
+	at      time.Time // of receipt
+	records []*Record
+	spans   []inlineSpan // of records, in order
+	// claimed is how many of records were begun; more than there are: all have
+	// been handled, or they were taken over.
+	claimed atomic.Int64
+
+	running  *task // once taken over: the one under way then, if any; guarded by mu, as is what follows
+	relieved bool  // another goroutine fetches
+	ended    bool
+}
+
+// An inlineSpan is records of one partition, from the end of the span before
+// to end.
+type inlineSpan struct {
+	part *partition
+	end  int
+}
+
+// taken is beyond what claimed can be.
+const taken = 1 << 62
+
+// mayInline tells whether what was just received may be handled inline. Only
+// the fetching goroutine asks, which alone puts more in hand.
+func (r *processorRun) mayInline(now time.Time) bool {
+	if r.p.Handler == nil || r.p.OrderBy != nil {
+		return false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.inHand == 0 && r.busy == 0 && !now.Before(r.inlineFrom) // what is lost is not in hand, and may be under way
+}
+
+// dispatchInline is dispatch where all may be handled inline; what ends a
+// partition is not, since others look for that in the windows.
+func (r *processorRun) dispatchInline(rs []*Record, now time.Time) (relieved bool) {
+	in := &inlineRun{at: now, records: make([]*Record, 0, len(rs))}
+	a := admission{run: r}
+	r.mu.Lock()
+	for _, rec := range rs {
+		pt := a.admit(rec)
+		if pt == nil {
+			continue
+		}
+		in.records = append(in.records, rec)
+		if n := len(in.spans); n == 0 || in.spans[n-1].part != pt {
+			in.spans = append(in.spans, inlineSpan{part: pt})
+		}
+		in.spans[len(in.spans)-1].end = len(in.records)
+	}
+	r.inHand += len(in.records)
+	if a.reached || len(in.records) == 0 {
+		for _, t := range in.tasks(r, 0) {
+			r.push(t)
+		}
+		r.pauseFull(now)
+		r.wakeLanes()
+		r.mu.Unlock()
+		r.tellPauses()
+		return false
+	}
+	in.claimed.Store(1) // the first
+	r.inline = in
+	r.mu.Unlock()
+	return r.runInline(in)
+}
+
+// tasks makes tasks of the records from index from on.
+func (in *inlineRun) tasks(r *processorRun, from int) []*task {
+	slab := make([]task, len(in.records)-from)
+	tasks := make([]*task, len(slab))
+	span := 0
+	for i := range slab {
+		for in.spans[span].end <= from+i {
+			span++
+		}
+		t := &slab[i]
+		t.r, t.part, t.at = in.records[from+i], in.spans[span].part, in.at
+		t.hash, t.keyed = r.orderOf(t.r)
+		tasks[i] = t
+	}
+	return tasks
+}
+
+// runInline handles the records of in until it is taken over. It reports
+// whether another goroutine fetches meanwhile.
+func (r *processorRun) runInline(in *inlineRun) (relieved bool) {
+	patience := time.AfterFunc(inlinePatience, func() { r.relieve(in) })
+	c := &r.p.counters
+	c.running.Add(1)
+	ran, res := false, taskResult{done: true}
+	span := 0
+	for i := 0; i < len(in.records) && res.done; i = int(in.claimed.Add(1)) - 1 {
+		for in.spans[span].end <= i {
+			span++
+		}
+		ran, res = r.handleInline(in, in.spans[span].part, in.records[i])
+	}
+	c.running.Add(-1)
+	patience.Stop()
+	r.mu.Lock()
+	in.ended = true
+	pause := false
+	if r.inline == in {
+		r.inline = nil
+		r.pass(in, len(in.records))
+		pause = r.pauseFull(in.at)
+	} else if in.running != nil {
+		if ran {
+			c.handled.Add(1)
+		}
+		r.conclude(in.running, &res)
+		r.busy--
+		r.signal()
+	}
+	if !in.relieved {
+		r.judge(in)
+	}
+	relieved = in.relieved
+	r.mu.Unlock()
+	if pause {
+		r.tellPauses()
+	}
+	return relieved
+}
+
+// judge leaves all to lanes for a while when handlers are not quick. Once may
+// have been a pause of the garbage collector's, or the machine's. r.mu is held.
+func (r *processorRun) judge(in *inlineRun) {
+	if time.Since(in.at) <= inlineBase+time.Duration(len(in.records))*inlineEach {
+		r.slow = 0
+	} else if r.slow++; r.slow > 1 {
+		r.inlineFrom = in.at.Add(inlinePause)
+	}
+}
+
+// handleInline is handleOne for a record that is no task yet, and reports
+// whether the handler ran. When it is not simply done lanes take over first, so
+// that what follows, a dead letter say, holds up nothing.
+func (r *processorRun) handleInline(in *inlineRun, pt *partition, rec *Record) (ran bool, res taskResult) {
+	if pt.assignment.Ended() {
+		r.mu.Lock()
+		r.drop(pt, ErrFenced)
+		r.mu.Unlock()
+		return false, taskResult{left: true}
+	}
+	began := r.observer.now()
+	err := r.callOne(pt.ctx, rec, 1)
+	switch {
+	case err != nil:
+		r.mu.Lock()
+		if r.inline == in {
+			r.takeOver()
+		}
+		r.mu.Unlock()
+		return true, r.handled(pt.ctx, in.running, began, err)
+	case r.observer.fn != nil:
+		return true, r.handled(pt.ctx, &task{r: rec, part: pt}, began, nil)
+	}
+	return true, taskResult{done: true}
+}
+
+// takeOver puts what is handled inline into the windows: those behind the one
+// under way go to lanes. r.mu is held.
+func (r *processorRun) takeOver() {
+	in := r.inline
+	if in == nil {
+		return
+	}
+	r.inline = nil
+	done := min(int(in.claimed.Swap(taken))-1, len(in.records))
+	r.pass(in, done)
+	for i, t := range in.tasks(r, done) {
+		if i > 0 {
+			r.push(t)
+			continue
+		}
+		in.running = t
+		r.busy++
+		t.state = taskRunning
+		t.part.active++
+		t.part.window.push(t)
+		if t.keyed {
+			t.part.tails[t.hash] = t
+		}
+	}
+	r.wakeLanes()
+}
+
+// pass notes that the first n records of in are done. r.mu is held.
+func (r *processorRun) pass(in *inlineRun, n int) {
+	r.inHand -= n
+	r.p.counters.handled.Add(int64(n))
+	from := 0
+	for _, s := range in.spans {
+		if end := min(s.end, n); end > from {
+			s.part.advance(end-from, in.records[end-1], in.at)
+			r.scheduleCommit(s.part)
+			from = end
+		}
+	}
+}
+
+// relieve takes over from a handler that is not quick, and has another
+// goroutine fetch.
+func (r *processorRun) relieve(in *inlineRun) {
+	r.mu.Lock()
+	if r.inline == in {
+		r.takeOver()
+	}
+	in.relieved = !in.ended && in.running != nil
+	relieved := in.relieved
+	if relieved {
+		r.inlineFrom = time.Now().Add(inlinePause)
+	}
+	r.mu.Unlock()
+	if relieved {
+		r.wg.Go(r.fetcher)
+	}
+}
