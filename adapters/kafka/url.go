@@ -34,7 +34,11 @@ func OpenURL(ctx context.Context, rawURL string) (broker.Broker, error) {
 	if err != nil {
 		return nil, err
 	}
-	return Open(ctx, o)
+	b, err := Open(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	return b, nil
 }
 
 // ParseURL returns the options that a URL for OpenURL stands for. Its errors
