@@ -261,8 +261,10 @@ func readStream(s broker.Stream) func(context.Context, func([]byte) bool) error 
 				return errors.Join(unlessEnded(ctx, err), c.Close())
 			}
 			since += len(rs)
-			for _, r := range rs {
-				last[r.Partition] = r
+			for i, r := range rs {
+				if i+1 == len(rs) || rs[i+1].Partition != r.Partition { // the last of a run
+					last[r.Partition] = r
+				}
 				more = got(r.Value) && more
 			}
 			if since >= commitEvery || !more {
