@@ -286,6 +286,11 @@ func TestContract7UnknownFailures(t *testing.T) {
 		if s := rt.Stats(); s.Parked != 5 || q.sent() != 20 {
 			t.Errorf("%d parked after %d sends", s.Parked, q.sent())
 		}
+		for _, d := range w.drain(w.dead) {
+			if why, ok := broker.DeadLetterOf(&d.Message); !ok || why.Attempts != 4 {
+				t.Errorf("the dead letter says %+v", why)
+			}
+		}
 	})
 }
 

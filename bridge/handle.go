@@ -143,7 +143,7 @@ func (rt *Route) deadLetter(ctx context.Context, r *broker.Record, cause error) 
 		ID:      dedupID(r, rt.Salt),
 		Body:    r.Value,
 		Headers: headers(r),
-	}, broker.DeadLetter{Reason: cause.Error(), Queue: rt.targetName(), Attempts: 1, Time: time.Now()})
+	}, broker.DeadLetter{Reason: cause.Error(), Queue: rt.targetName(), Attempts: max(1, r.Info().Attempt), Time: time.Now()})
 	if c.Dedup {
 		m.DedupID = m.ID
 	}

@@ -1,7 +1,10 @@
 package bridge
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"reflect"
@@ -61,8 +64,17 @@ func Load(data []byte, file string, getenv func(string) (string, bool)) (*Config
 		getenv = os.LookupEnv
 	}
 	l := &loader{file: file, getenv: getenv, lines: map[string]int{}}
-	var root yaml.Node
-	if err := yaml.Unmarshal(data, &root); err != nil {
+	var root, more yaml.Node
+	d := yaml.NewDecoder(bytes.NewReader(data))
+	err := d.Decode(&root)
+	if err == nil {
+		err = d.Decode(&more)
+	}
+	switch {
+	case err == nil:
+		l.problem(more.Line, "", "a second document", "one")
+		return nil, l.err()
+	case !errors.Is(err, io.EOF):
 		l.problem(0, "", strings.TrimPrefix(err.Error(), "yaml: "), "YAML")
 		return nil, l.err()
 	}

@@ -74,6 +74,9 @@ func TestLoadProblems(t *testing.T) {
 		"expression":         {replace("=lower(key)", "=lower("), "bridge.yaml:14: routes[0].task.headers.tenant: "},
 		"delay":              {replace("delay: 5m", "delay: soon"), `bridge.yaml:13: routes[0].task.delay: "soon", want a duration`},
 		"start":              {replace("2026-05-01T00:00:00Z", "yesterday"), `bridge.yaml:6: routes[0].source.start: "yesterday", want earliest, latest or an RFC 3339 time`},
+		"two documents":      {good + "---\nroutes: []\n", "bridge.yaml:19: a second document, want one"},
+		"rate":               {replace("rate_limit: 12.5", "rate_limit: NaN"), "bridge.yaml:17: routes[0].rate_limit: NaN, want 0 (none) or a positive number"},
+		"store on a host":    {good + "    too_large: {policy: claim_check, store: 'file://directory/blobs'}\n", `bridge.yaml:19: routes[0].too_large.store: "file://directory/blobs", want file:///directory`},
 		"store":              {good + "    too_large: {policy: claim_check, store: bucket}\n", `bridge.yaml:19: routes[0].too_large.store: "bucket", want file:///directory or s3://bucket/prefix`},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"math"
 	"time"
 
 	"github.com/queuestream/broker"
@@ -107,8 +108,10 @@ func (rt *Route) check() error {
 		return invalid("Target and TargetFor are nil")
 	case rt.Target != nil && rt.TargetFor != nil:
 		return invalid("Target and TargetFor are both set")
-	case rt.Window < 0 || rt.Concurrency < 0 || rt.Attempts < 0 || rt.RateLimit < 0:
-		return invalid("Window, Concurrency, Attempts and RateLimit must not be negative")
+	case rt.Window < 0 || rt.Concurrency < 0 || rt.Attempts < 0:
+		return invalid("Window, Concurrency and Attempts must not be negative")
+	case !isRate(rt.RateLimit):
+		return invalid("RateLimit %v: want 0 or a positive number", rt.RateLimit)
 	case rt.RetryMin < 0 || rt.RetryMax < 0 || rt.MaxAge < 0 || rt.DrainTimeout < 0:
 		return invalid("RetryMin, RetryMax, MaxAge and DrainTimeout must not be negative")
 	}
@@ -140,6 +143,9 @@ func (rt *Route) check() error {
 	}
 	return nil
 }
+
+// isRate is false of NaN, too.
+func isRate(r float64) bool { return r >= 0 && r <= math.MaxFloat64 }
 
 func orDefault[T comparable](v, def T) T {
 	var zero T

@@ -61,7 +61,7 @@ func (l *loader) validateRoute(c *Config, r *RouteConfig, path string) {
 	}
 	l.oneOf(path+".too_large.policy", r.TooLarge.Policy, "", string(TooLargeReject), string(TooLargeClaimCheck))
 	if r.TooLarge.Policy == string(TooLargeClaimCheck) {
-		if u, err := url.Parse(r.TooLarge.Store); err != nil || u.Scheme == "" {
+		if u, err := url.Parse(r.TooLarge.Store); err != nil || u.Scheme == "" || u.Scheme == "file" && u.Host != "" {
 			l.at(path+".too_large.store", strconv.Quote(r.TooLarge.Store), "file:///directory or s3://bucket/prefix")
 		}
 	} else if r.TooLarge.Store != "" {
@@ -70,8 +70,8 @@ func (l *loader) validateRoute(c *Config, r *RouteConfig, path string) {
 	l.notNegative(path+".window.records", r.Window.Records)
 	l.notNegative(path+".concurrency", r.Concurrency)
 	l.notNegative(path+".poison.attempts", r.Poison.Attempts)
-	if r.RateLimit < 0 {
-		l.at(path+".rate_limit", fmt.Sprint(r.RateLimit), "0 (none) or more")
+	if !isRate(r.RateLimit) {
+		l.at(path+".rate_limit", fmt.Sprint(r.RateLimit), "0 (none) or a positive number")
 	}
 	if r.Window.Age >= DedupWindow {
 		l.at(path+".window.age", r.Window.Age.String(), "less than 5m, within which FIFO queues suppress what is sent again")
