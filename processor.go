@@ -26,7 +26,9 @@ type DeadLetterFunc func(ctx context.Context, r *Record, cause error) error
 // OrderBy) one at a time and in order, different keys, and records without a key, in
 // parallel. It commits the contiguous prefix of what is done. A record that is
 // retried blocks its key, not its partition; a partition whose window is full
-// is paused, and the others go on.
+// is paused, and the others go on. Handlers that return at once run one after
+// the other where that is quicker: what was received together then waits at most
+// a millisecond for one of them.
 //
 // Set the fields before Run and leave them alone; the methods may be called
 // from any goroutine. The handler's ctx outlives Run's and ends with a cause:
