@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -46,10 +47,10 @@ type session struct {
 	gen  *generation
 	ch   *amqp.Channel
 	acks *acks
-	tags []string // of the subscriptions; nil: none
+	tags []string // of the subscriptions, to the first of the queues; nil: none
 
 	rpc       sync.Mutex       // one call at a time: answers carry no number
-	fetches   sync.WaitGroup   // of the subscriptions
+	fetches   sync.WaitGroup   // of the subscriptions that may be cancelled, so not of shards
 	closed    chan *amqp.Error // by the broker, or with its connection
 	cancelled chan string      // the broker ended a subscription
 }
@@ -221,7 +222,7 @@ func (c *consumer) serve(s *session) error {
 			look.Reset(idleAfter)
 			looks, since = true, receives
 		}
-		if want && s.tags == nil {
+		if want && len(s.tags) < len(c.q.info.queues()) {
 			if _, err := call(c.ctx, func() (struct{}, error) { return struct{}{}, c.subscribe(s) }, nil); err != nil {
 				return err
 			}
@@ -275,8 +276,11 @@ func (c *consumer) serve(s *session) error {
 func (c *consumer) subscribe(s *session) error {
 	s.rpc.Lock()
 	defer s.rpc.Unlock()
-	var tags []string
+	tags := slices.Clone(s.tags)
 	for i, queue := range c.q.info.queues() {
+		if i < len(tags) {
+			continue
+		}
 		if err := broker.ContextError(c.ctx); err != nil {
 			return err
 		}
@@ -304,11 +308,12 @@ func (c *consumer) subscribe(s *session) error {
 			return err
 		}
 		tags = append(tags, tag)
-		s.fetches.Add(1)
-		c.fetches.Go(func() {
-			defer s.fetches.Done()
-			c.fetch(s, in)
-		})
+		fetch := func() { c.fetch(s, in) }
+		if i >= len(c.priority) {
+			s.fetches.Add(1)
+			fetch = func() { defer s.fetches.Done(); c.fetch(s, in) }
+		}
+		c.fetches.Go(fetch)
 	}
 	s.tags = tags
 	return nil

@@ -38,9 +38,9 @@ func (c *consumer) unsubscribe(s *session, drain bool) error {
 		return nil
 	case !drain && shards > 0 && s.acks.waiting(true) != nil:
 		return nil
-	case !drain && shards > 0:
-		return errIdle
 	}
+	// What has no group first, and by itself: it may come while the shards are
+	// left, which takes long, and would cost an attempt.
 	_, err := call(c.ctx, func() (struct{}, error) {
 		s.rpc.Lock()
 		defer s.rpc.Unlock()
@@ -49,12 +49,15 @@ func (c *consumer) unsubscribe(s *session, drain bool) error {
 				return struct{}{}, err
 			}
 		}
+		s.fetches.Wait() // what was on its way is in the inbox
 		if s.tags = s.tags[:shards]; shards == 0 {
-			s.fetches.Wait() // what was on its way is in the inbox
 			s.tags = nil
 		}
 		return struct{}{}, nil
 	}, nil)
+	if err == nil && !drain && shards > 0 && s.acks.waiting(true) == nil {
+		return errIdle
+	}
 	return err
 }
 

@@ -3,6 +3,7 @@ package rabbitmq
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/queuestream/broker"
 )
@@ -47,5 +48,27 @@ func TestIdleConsumerPassesOn(t *testing.T) {
 			}
 			ack(t, receive(t, idle))
 		})
+	}
+}
+
+// What comes while an idle consumer leaves its shards, which takes long on a slow
+// network, costs no attempt and is delivered to the next Receive.
+func TestNothingIsSpentWhileShardsAreLeft(t *testing.T) {
+	b := testBroker(t, nil)
+	q := testQueue(t, b, broker.QueueConfig{Ordered: true, Shards: 8})
+	p, through := testProxy(t, testURL(t))
+	defer p.SlowLink()()
+	slow := openQueue(t, testBroker(t, proxied(through)), q.Name())
+	c := testConsumer(t, slow, nil)
+	for i := range 5 {
+		publish(t, q, broker.Message{Body: []byte("first")})
+		ack(t, receive(t, c))
+		receiveNone(t, c, 50*time.Millisecond) // it leaves
+		publish(t, q, broker.Message{ID: fmt.Sprint(i), Body: []byte("x")})
+		d := receive(t, c)
+		if d.ID != fmt.Sprint(i) || d.Attempt != 1 {
+			t.Errorf("%+v, attempt %d, want 1", d.Message, d.Attempt)
+		}
+		ack(t, d)
 	}
 }
