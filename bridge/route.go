@@ -187,7 +187,7 @@ func (rt *Route) mapped(r *broker.Record, t broker.Message) (broker.Message, err
 }
 
 // HeaderTombstone marks the task of a tombstone, whose body is empty.
-const HeaderTombstone = "x-source-tombstone"
+const HeaderTombstone = broker.HeaderSourceTombstone
 
 // headers are the record's own and its coordinates. Coordinates among its own
 // are those of an earlier way, and would be taken for the record's.
