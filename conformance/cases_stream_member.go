@@ -179,15 +179,22 @@ func (m *streamMember) commitErr(ctx context.Context, rs ...*broker.Record) erro
 	e.Entries = entriesOf(rs)
 	i := m.r.hist.Begin(e)
 	err := m.consumer().Commit(ctx, rs...)
-	o := OutcomeOK
-	switch {
-	case errors.Is(err, broker.ErrFenced) && !m.r.faulty():
-		o = OutcomeFail
-	case err != nil: // a commit whose answer was lost may be fenced when it is tried again
-		o = OutcomeInfo
-	}
-	m.r.hist.End(i, o, nil)
+	m.r.hist.End(i, commitOutcome(rs, err, m.r.faulty()), nil)
 	return err
+}
+
+// commitOutcome: a fence says of one hold that nothing was stored for it; the
+// other partitions of the same call may be stored.
+func commitOutcome(rs []*broker.Record, err error, faulty bool) Outcome {
+	several := slices.ContainsFunc(rs, func(rec *broker.Record) bool { return rec.Assignment() != rs[0].Assignment() })
+	switch {
+	case err == nil:
+		return OutcomeOK
+	case errors.Is(err, broker.ErrFenced) && !faulty && !several:
+		return OutcomeFail
+	default: // a commit whose answer was lost may be fenced when it is tried again
+		return OutcomeInfo
+	}
 }
 
 func (m *streamMember) commit(rs ...*broker.Record) {
