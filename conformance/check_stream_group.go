@@ -16,6 +16,12 @@ func (c *streamCheck) checkOwners() {
 		known bool // the member was told about the partition at least once
 		mine  bool
 		ended int // when it was taken away
+		// After a revocation: when another was assigned the partition (0: nobody).
+		// Until then the broker may take a commit, it cannot know when OnRevoked
+		// returned.
+		revoked bool
+		group   string
+		next    int
 	}
 	owner := map[groupSlot]string{}
 	holds := map[streamHold]*hold{}
@@ -47,6 +53,11 @@ func (c *streamCheck) checkOwners() {
 				if !left[e.Who] { // a callback may be late
 					owner[slot] = e.Who
 				}
+				for k, h := range holds {
+					if k.partition == p && h.group == e.Group && k.who != e.Who && h.revoked && h.next == 0 {
+						h.next = e.Start
+					}
+				}
 				*of(e.Who, p) = hold{known: true, mine: true}
 			}
 		case StreamRevoke, StreamLost:
@@ -54,7 +65,7 @@ func (c *streamCheck) checkOwners() {
 				if slot := (groupSlot{e.Group, p}); e.Op == StreamRevoke && owner[slot] == e.Who {
 					delete(owner, slot)
 				}
-				*of(e.Who, p) = hold{known: true, ended: e.End}
+				*of(e.Who, p) = hold{known: true, ended: e.End, revoked: e.Op == StreamRevoke, group: e.Group}
 			}
 		case StreamLeave:
 			for k, h := range holds {
@@ -70,6 +81,9 @@ func (c *streamCheck) checkOwners() {
 			for _, en := range e.Entries {
 				h := of(e.Who, en.Partition)
 				if said[en.Partition] || !h.known || h.mine || e.Start < h.ended {
+					continue
+				}
+				if e.Op == StreamCommit && h.revoked && (h.next == 0 || e.Start < h.next) {
 					continue
 				}
 				said[en.Partition] = true

@@ -306,6 +306,24 @@ func TestCheckStream(t *testing.T) {
 			s.group(StreamAssign, "n", 0)
 			s.entries(StreamCommit, "m", abc[0])
 		}, []string{NotOwned}},
+		{"a commit between the return of OnRevoked and the hand-over", func(s streamScript) {
+			sentAndRead(s)
+			s.group(StreamAssign, "m", 0)
+			s.poll("m", abc[0])
+			s.group(StreamRevoke, "m", 0)
+			i := s.Begin(StreamEvent{Op: StreamCommit, Who: "m", Group: "g", Entries: abc[:1]})
+			s.group(StreamAssign, "n", 0)
+			s.End(i, OutcomeOK, nil)
+		}, nil},
+		{"a commit after the hand-over", func(s streamScript) {
+			sentAndRead(s)
+			s.group(StreamAssign, "m", 0)
+			s.poll("m", abc[0])
+			s.group(StreamRevoke, "m", 0)
+			s.group(StreamAssign, "n", 0)
+			s.group(StreamRevoke, "n", 0)
+			s.entries(StreamCommit, "m", abc[0])
+		}, []string{NotOwned}},
 		{"a zombie's commit is fenced", func(s streamScript) {
 			sentAndRead(s)
 			s.group(StreamAssign, "m", 0)
