@@ -13,6 +13,7 @@ type loop struct {
 	running bool
 	paused  bool
 	problem error              // why nothing is received; nil while all is well
+	told    int                // how often problem was set
 	fetch   context.Context    // the current fetch's; replaced by each pause
 	stop    context.CancelFunc // of fetch
 	changed chan struct{}      // closed and replaced when paused changes
@@ -47,7 +48,30 @@ func (l *loop) end() {
 func (l *loop) setProblem(err error) {
 	l.mu.Lock()
 	l.problem = err
+	l.told++
 	l.mu.Unlock()
+}
+
+// backAfter is how long a call has to wait for something to receive before what
+// failed earlier counts as over: where nothing comes, nothing else tells.
+const backAfter = 10 * time.Second
+
+// receiving is called before a call that may wait so, and what it returns after.
+func (l *loop) receiving() (received func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.problem == nil {
+		return func() {}
+	}
+	told := l.told
+	back := time.AfterFunc(backAfter, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.told == told {
+			l.problem = nil
+		}
+	})
+	return func() { back.Stop() }
 }
 
 // ready returns nil while the loop runs and receives (or is paused on purpose).

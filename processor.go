@@ -136,7 +136,9 @@ func (p *Processor) Stats() ProcessorStats {
 }
 
 // Ready returns nil while the processor runs and can receive (a paused one is
-// ready, and so is one without partitions), otherwise the reason.
+// ready, and so is one without partitions), otherwise the reason. A failure to
+// receive is over once something came, or a call has waited for something for
+// 10 s.
 func (p *Processor) Ready() error { return p.loop.ready() }
 
 // Pause stops receiving; handlers and commits go on. It lasts until Resume,
@@ -277,7 +279,9 @@ func (r *processorRun) fetch() (relieved bool, err error) {
 		if fetch == nil {
 			return false, nil
 		}
+		received := r.p.loop.receiving()
 		rs, err := r.consumer.Receive(fetch, r.receiveMax)
+		received()
 		if len(rs) > 0 && r.dispatch(rs) {
 			return true, nil
 		}

@@ -10,7 +10,8 @@ const untilInterval = 500 * time.Millisecond
 // bounds are where a Processor with Until ends.
 type bounds struct {
 	offsets map[int32]Offset // exclusive, of each partition; nil: there are none
-	time    time.Time        // or the first record at or after this
+	byTime  bool             // or the first record at or after time
+	time    time.Time
 	all     []int32          // partitions
 	empty   bool             // there was no record in any of them
 }
@@ -31,7 +32,7 @@ func (r *processorRun) resolveUntil(ctx context.Context) error {
 	}
 	switch r.p.Until.Kind() {
 	case PositionTime:
-		r.until.time = r.p.Until.Time()
+		r.until.byTime, r.until.time = true, r.p.Until.Time()
 	default:
 		r.until.offsets = map[int32]Offset{}
 		for _, p := range parts {
@@ -46,15 +47,16 @@ func (r *processorRun) resolveUntil(ctx context.Context) error {
 
 // A bound is where one partition ends.
 type bound struct {
-	end   Offset // exclusive
-	known bool   // end is meant
-	none  bool   // there is no end
-	time  time.Time
+	end    Offset // exclusive
+	known  bool   // end is meant
+	none   bool   // there is no end
+	byTime bool   // time is meant
+	time   time.Time
 }
 
 func (b *bounds) of(partition int32) bound {
 	end, known := b.offsets[partition]
-	return bound{end: end, known: known, none: b.offsets == nil && b.time.IsZero(), time: b.time}
+	return bound{end: end, known: known, none: b.offsets == nil && !b.byTime, byTime: b.byTime, time: b.time}
 }
 
 // beyond tells whether rec is at or after the end.
@@ -62,7 +64,7 @@ func (b *bound) beyond(rec *Record) bool {
 	switch {
 	case b.none:
 		return false
-	case !b.time.IsZero():
+	case b.byTime:
 		return !rec.Time().Before(b.time)
 	}
 	return !b.known || rec.offset.Compare(b.end) >= 0 // a partition added since has nothing before the end
@@ -80,7 +82,7 @@ func (b *bound) last(rec *Record) bool {
 
 // position returns the end of a partition for Read.
 func (b *bounds) position(partition int32) Position {
-	if !b.time.IsZero() {
+	if b.byTime {
 		return AtTime(b.time)
 	}
 	return AtOffset(b.offsets[partition])

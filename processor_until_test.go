@@ -97,6 +97,19 @@ func TestProcessorUntil(t *testing.T) {
 			}
 		})
 	})
+	t.Run("the zero time, before all", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			s := brokertest.NewStream("s", 2)
+			fill(t, s, 20, 3)
+			var n atomic.Int64
+			p := &broker.Processor{Stream: s, Group: "g", Until: broker.AtTime(time.Time{}), Logger: quiet, Handler: handler(&n)}
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			if err := p.Run(ctx); err != nil || ctx.Err() != nil || n.Load() != 0 {
+				t.Errorf("%v, %v: handled %d", err, ctx.Err(), n.Load())
+			}
+		})
+	})
 	t.Run("a gap at the end", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			s := brokertest.NewStream("s", 1)

@@ -57,7 +57,9 @@ func (t *Transformer) Stats() TransformerStats {
 	return TransformerStats{running, paused, t.batches.Load(), t.records.Load(), t.aborts.Load()}
 }
 
-// Ready returns nil while the transformer runs and can receive, otherwise the reason.
+// Ready returns nil while the transformer runs and can receive, otherwise the
+// reason, which may be the handler's error. A failure to receive is over once
+// something came, or a call has waited for something for 10 s.
 func (t *Transformer) Ready() error { return t.loop.ready() }
 
 // Pause stops receiving until Resume.
@@ -261,7 +263,9 @@ func (r *transformerRun) step(ctx, work context.Context, pending *[]*Record, att
 		if n == 0 {
 			n = 500
 		}
+		received := r.t.loop.receiving()
 		rs, err := c.Receive(fetch, n)
+		received()
 		if err != nil {
 			if fetch.Err() != nil {
 				return ctx.Err() == nil, nil

@@ -104,7 +104,8 @@ func (w *Worker) Stats() WorkerStats {
 }
 
 // Ready returns nil while the worker runs and can receive (a paused one is
-// ready), otherwise the reason: for readiness probes.
+// ready), otherwise the reason: for readiness probes. A failure to receive is
+// over once something came, or a call has waited for something for 10 s.
 func (w *Worker) Ready() error { return w.loop.ready() }
 
 // Pause stops receiving; handlers go on. It lasts until Resume, also over runs.
@@ -393,7 +394,9 @@ func (r *workerRun) receive(ctx context.Context, lanes int) (int, error) {
 	if r.maxBatch > 0 {
 		want = r.maxBatch
 	}
+	received := r.w.loop.receiving()
 	ds, err := r.consumer.Receive(ctx, want)
+	received()
 	if len(ds) == 0 {
 		return 0, err
 	}

@@ -420,6 +420,11 @@ func TestContract10NotPromised(t *testing.T) {
 		check(t, stop())
 		<-time.After(DedupWindow + time.Second)
 		mended = true
+		for _, live := range []string{"", "bridge-r"} {
+			if err := rt.Replay(live, broker.Earliest(), broker.Now()).Run(w.ctx); !errors.Is(err, broker.ErrInvalid) {
+				t.Errorf("a replay in the live group %q: %v, want ErrInvalid", live, err)
+			}
+		}
 		check(t, rt.Replay("again", broker.AtOffset(broker.NewOffset(0)), broker.AtOffset(broker.NewOffset(2))).Run(w.ctx))
 		var got []string
 		for _, d := range w.drain(w.queue) {

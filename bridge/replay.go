@@ -82,12 +82,13 @@ func (rt *Route) refused(q broker.Queue, task broker.Message) error {
 // Replay returns a route that sends a range of the source again, in a group of
 // its own so that the live offsets stay where they are, and whose Run ends at
 // until. A replay that was cut off goes on where it was when it is run again
-// with the same group.
+// with the same group. Run refuses the group of rt, and an empty one.
 func (rt *Route) Replay(group string, from, until broker.Position) *Route {
 	if until.IsZero() {
 		until = broker.Now()
 	}
 	return &Route{
+		live: rt.group(),
 		Name: rt.Name, Source: rt.Source, Group: group, Start: from, Until: until, ReadCommitted: rt.ReadCommitted,
 		Target: rt.Target, TargetFor: rt.TargetFor, Filter: rt.Filter, GroupFor: rt.GroupFor, Map: rt.Map, Salt: rt.Salt,
 		Poison: rt.Poison, DeadLetter: rt.DeadLetter, Attempts: rt.Attempts, TooLarge: rt.TooLarge, Blobs: rt.Blobs,

@@ -91,6 +91,7 @@ type Route struct {
 	Logger  *slog.Logger // nil: slog.Default()
 	Observe func(Event)  // called for what becomes of each record; must not block
 
+	live string // the group that a replay must not move
 	state
 }
 
@@ -108,6 +109,8 @@ func (rt *Route) check() error {
 		return invalid("Target and TargetFor are nil")
 	case rt.Target != nil && rt.TargetFor != nil:
 		return invalid("Target and TargetFor are both set")
+	case rt.group() == rt.live:
+		return invalid("Group %q is the live route's, whose offsets stay as they are: want another for a replay", rt.live)
 	case rt.Window < 0 || rt.Concurrency < 0 || rt.Attempts < 0:
 		return invalid("Window, Concurrency and Attempts must not be negative")
 	case !isRate(rt.RateLimit):
