@@ -3,10 +3,13 @@ package sqs
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -83,6 +86,19 @@ func TestPingWithoutListQueues(t *testing.T) {
 		if err := b.Ping(t.Context()); !errors.Is(err, want) {
 			t.Errorf("%s: %v", code, err)
 		}
+	}
+}
+
+// An endpoint whose certificate is not trusted is told at once: no retry mends it.
+func TestUntrustedCertificate(t *testing.T) {
+	server := httptest.NewUnstartedServer(http.NotFoundHandler())
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	server.StartTLS()
+	defer server.Close()
+	b := openFake(t, newFake(), func(o *Options) { o.Endpoint, o.Transport = server.URL, nil })
+	_, err := b.Queue(t.Context(), "q", nil)
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); !ok || !errors.Is(err, broker.ErrUnauthorized) || broker.IsTemporary(err) {
+		t.Errorf("open a queue: %v", err)
 	}
 }
 
