@@ -43,7 +43,9 @@ func DeadLetterStream(s Stream) DeadLetterFunc {
 // HeaderSourceTombstone marks a dead letter whose record was a tombstone.
 const HeaderSourceTombstone = "x-source-tombstone"
 
-func isSourceHeader(key string) bool {
+// IsSourceHeader tells whether a header is one of a record's coordinates, as
+// [SourceHeaders] and dead letters carry them.
+func IsSourceHeader(key string) bool {
 	switch key {
 	case HeaderSourceStream, HeaderSourcePartition, HeaderSourceOffset, HeaderSourceKey, HeaderSourceTime, HeaderSourceTombstone:
 		return true
@@ -58,7 +60,7 @@ func deadLetterHeaders(r *Record, info Info, cause error) Headers {
 	if cause != nil {
 		why.Reason = cause.Error()
 	}
-	h := r.Headers.Without(isSourceHeader)
+	h := r.Headers.Without(IsSourceHeader)
 	h = append(DeadLetterMessage(Message{Headers: h}, why).Headers, SourceHeaders(r)...)
 	if r.Tombstone {
 		h = append(h, Header{HeaderSourceTombstone, "true"})

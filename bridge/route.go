@@ -199,14 +199,7 @@ func headers(r *broker.Record) broker.Headers {
 	if len(r.Headers) == 0 {
 		return source
 	}
-	own := r.Headers.Without(func(key string) bool {
-		switch key {
-		case broker.HeaderSourceStream, broker.HeaderSourcePartition, broker.HeaderSourceOffset,
-			broker.HeaderSourceKey, broker.HeaderSourceTime, HeaderTombstone:
-			return true
-		}
-		return false
-	})
+	own := r.Headers.Without(broker.IsSourceHeader)
 	return append(append(make(broker.Headers, 0, len(own)+len(source)+1), own...), source...)
 }
 
