@@ -12,8 +12,8 @@ type bounds struct {
 	offsets map[int32]Offset // exclusive, of each partition; nil: there are none
 	byTime  bool             // or the first record at or after time
 	time    time.Time
-	all     []int32          // partitions
-	empty   bool             // there was no record in any of them
+	all     []int32 // partitions
+	empty   bool    // there was no record in any of them
 }
 
 // resolveUntil fixes the end as of now.

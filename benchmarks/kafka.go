@@ -30,7 +30,7 @@ func kafkaScenarios() []scenario {
 	needs := []string{kafkaEnv}
 	flood := scenario{
 		name:     "kafka publish, 1 goroutine",
-		what:     "acks=all, idempotent. The raw client pipelines Produce; the broker gets batches of 10,000, two under way at once, or an AsyncAppender record by record; the peers have a blocking call only.",
+		what:     "acks=all, idempotent. The raw client pipelines Produce; the broker gets batches of 10,000 (16 MiB at most), five under way at once since the raw client buffers 50,000, or an AsyncAppender record by record; the peers have a blocking call only.",
 		messages: 1_500_000, needs: needs,
 		contenders: []contender{
 			{name: "raw franz-go", open: flooding(kafkaTopic, rawKafka)},
@@ -151,10 +151,10 @@ func rawKafka(_ context.Context, p place) (rig, error) {
 			return single.ProduceSync(ctx, &kgo.Record{Value: body}).FirstErr()
 		},
 		flood: func(ctx context.Context, n int) error {
-			body := payload()
+			bodies := bodies()
 			var acked atomic.Int64
 			for i := range n {
-				many.Produce(ctx, &kgo.Record{Key: keys[i%len(keys)], Value: body}, func(_ *kgo.Record, err error) {
+				many.Produce(ctx, &kgo.Record{Key: keys[i%len(keys)], Value: bodies[i%len(bodies)]}, func(_ *kgo.Record, err error) {
 					if err == nil {
 						acked.Add(1)
 					}
@@ -215,7 +215,7 @@ func brokerKafka(ctx context.Context, p place) (rig, error) {
 			_, err := s.Publish(ctx, broker.Record{Value: body})
 			return err
 		},
-		flood: floodStream(s, 10_000, 2, benchKeys()), read: readStream(s), stop: b.Close,
+		flood: floodStream(s, 10_000, 5, benchKeys()), read: readStream(s), stop: b.Close,
 	}, err
 }
 
@@ -223,14 +223,14 @@ func brokerKafka(ctx context.Context, p place) (rig, error) {
 // some of them under way at once, with the keys if there are any.
 func floodStream(s broker.Stream, batch, underWay int, keys [][]byte) func(context.Context, int) error {
 	return func(ctx context.Context, n int) error {
-		body := payload()
-		batch := max(1, min(batch, 16<<20/len(body)))
+		bodies := bodies()
+		batch := max(1, min(batch, 16<<20/payloadSize))
 		slots, errs := make(chan struct{}, underWay), make([]error, (n+batch-1)/batch)
 		var batches sync.WaitGroup
 		for k := range errs {
 			rs := make([]broker.Record, min(batch, n-k*batch))
 			for i := range rs {
-				rs[i].Value = body
+				rs[i].Value = bodies[(k*batch+i)%len(bodies)]
 				if keys != nil {
 					rs[i].Key = keys[(k*batch+i)%len(keys)]
 				}
@@ -293,10 +293,10 @@ func asyncKafka(ctx context.Context, p place) (rig, error) {
 	return rig{
 		flood: func(ctx context.Context, n int) error {
 			a := broker.NewAsyncAppender(s, &broker.AsyncOptions{MaxQueued: 50_000})
-			body := payload()
+			bodies := bodies()
 			var acked atomic.Int64
 			for i := range n {
-				a.Publish(ctx, broker.Record{Key: keys[i%len(keys)], Value: body}, func(_ broker.Receipt, err error) {
+				a.Publish(ctx, broker.Record{Key: keys[i%len(keys)], Value: bodies[i%len(bodies)]}, func(_ broker.Receipt, err error) {
 					if err == nil {
 						acked.Add(1)
 					}

@@ -33,12 +33,12 @@ func sendTo(q broker.Queue) func(context.Context, []byte) error {
 // floodTo publishes batches, of up to 16 MiB, to a queue of the broker.
 func floodTo(q broker.Queue, batch int) func(context.Context, int) error {
 	return func(ctx context.Context, n int) error {
-		body := payload()
-		batch := max(1, min(batch, 16<<20/len(body)))
+		bodies := bodies()
+		batch := max(1, min(batch, 16<<20/payloadSize))
 		for left := n; left > 0; left -= batch {
 			ms := make([]broker.Message, min(batch, left))
 			for i := range ms {
-				ms[i].Body = body
+				ms[i].Body = bodies[(n-left+i)%len(bodies)]
 			}
 			if _, err := q.PublishBatch(ctx, ms); err != nil {
 				return err

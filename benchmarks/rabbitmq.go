@@ -148,11 +148,11 @@ func rawRabbit(_ context.Context, p place) (rig, error) {
 					}
 				}
 			})
-			body := payload()
+			bodies := bodies()
 			var err error
 			for i := 0; i < n && err == nil; i++ {
 				var c *amqp.DeferredConfirmation
-				if c, err = publish(ctx, body); err == nil {
+				if c, err = publish(ctx, bodies[i%len(bodies)]); err == nil {
 					window <- c
 				}
 			}

@@ -120,9 +120,9 @@ func rawStream(_ context.Context, p place) (rig, error) {
 				}
 				stored <- counted(acked, n)
 			}()
-			body := payload()
-			for range n {
-				if err := producer.Send(samqp.NewMessage(body)); err != nil {
+			bodies := bodies()
+			for i := range n {
+				if err := producer.Send(samqp.NewMessage(bodies[i%len(bodies)])); err != nil {
 					return err
 				}
 			}

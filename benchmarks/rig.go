@@ -60,6 +60,23 @@ func payload() []byte {
 	return b
 }
 
+// manyBodies is how much memory bodies fill, more than the processor's caches:
+// each message of a program has a body of its own.
+const manyBodies = 64 << 20
+
+// bodies returns payloads that are to be sent in turn.
+func bodies() [][]byte {
+	if len(ring) == 0 || len(ring[0]) != payloadSize {
+		ring = make([][]byte, manyBodies/payloadSize)
+		for i := range ring {
+			ring[i] = payload()
+		}
+	}
+	return ring
+}
+
+var ring [][]byte
+
 func nothing() error { return nil }
 
 func counted(got int64, n int) error {

@@ -10,7 +10,7 @@
 // the record stays on its way, also while the cluster is away, until it is
 // stored, refused or the Broker is closed: taken back, it would take with it
 // what others have published to the partition. So a call whose context can end
-// copies keys and values, and is at most about 4 MiB of them ahead of the
+// copies keys and values, and is at most about 16 MiB of them ahead of the
 // broker's answers, unless records linger. A broker.AsyncAppender uses the
 // client's own pipeline, without copies.
 // Groups are consumer groups (cooperative-sticky, or KIP-848 with

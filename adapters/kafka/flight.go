@@ -44,7 +44,7 @@ type load interface {
 }
 
 const (
-	flightBytes = 1 << 20 // of copies in a flight, and less than a record more
+	flightBytes = 4 << 20 // of copies in a flight, and less than a record more
 	maxFlights  = 4       // of a call
 )
 

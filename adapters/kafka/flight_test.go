@@ -137,7 +137,7 @@ func TestEndOfALargeBatch(t *testing.T) {
 		ended <- err
 	}()
 	<-held
-	const handed = 8 // two of them exceed what is copied at once, and that is done four times
+	const handed = 28 // seven of them exceed what is copied at once, and that is done four times
 	eventually(t, "records in the client's hands", func() bool { return b.Client().BufferedProduceRecords() >= handed })
 	cancel()
 	err := <-ended
