@@ -15,6 +15,10 @@ const base64Prefix = "base64:"
 // (SendMessage, "Valid Values"), and nothing that is empty.
 func isText[T string | []byte](s T) bool {
 	for i := 0; i < len(s); {
+		if len(s)-i >= 8 && isPlain(eight(s[i:i+8])) {
+			i += 8
+			continue
+		}
 		c := s[i]
 		if c < utf8.RuneSelf {
 			if c < ' ' && c != '\t' && c != '\n' && c != '\r' {
@@ -30,6 +34,28 @@ func isText[T string | []byte](s T) bool {
 		i += n
 	}
 	return len(s) > 0
+}
+
+// The bytes of a word, each 1 or with its highest bit alone.
+const (
+	ones  = 0x0101010101010101
+	highs = 0x8080808080808080
+)
+
+// eight returns the eight bytes of s as a word.
+func eight[T string | []byte](s T) uint64 {
+	return uint64(s[0]) | uint64(s[1])<<8 | uint64(s[2])<<16 | uint64(s[3])<<24 |
+		uint64(s[4])<<32 | uint64(s[5])<<40 | uint64(s[6])<<48 | uint64(s[7])<<56
+}
+
+// isPlain tells whether all bytes of w are ASCII, and none is a control
+// character but DEL.
+func isPlain(w uint64) bool { return (w|(w-' '*ones))&highs == 0 }
+
+// isVerbatim tells whether all bytes of w stand in JSON as they are.
+func isVerbatim(w uint64) bool {
+	quote, slash := w^'"'*ones, w^'\\'*ones
+	return ((w-' '*ones)&^w|(quote-ones)&^quote|(slash-ones)&^slash)&highs == 0
 }
 
 func decodeRune[T string | []byte](s T) (rune, int) {
