@@ -264,6 +264,25 @@ func TestCheckStream(t *testing.T) {
 			s.group(StreamAssign, "n", 1)
 			s.End(i, OutcomeOK, nil)
 		}, []string{NotOwned}},
+		{"assigned before the other hears that it is lost", func(s streamScript) {
+			s.group(StreamAssign, "m", 0, 1)
+			s.group(StreamAssign, "n", 1)
+			s.group(StreamRevoke, "m", 0)
+			s.group(StreamLost, "m", 1)
+			s.group(StreamAssign, "m", 1)
+		}, []string{NotOwned}},
+		{"assigned before the other hears that it is lost, and lost in turn", func(s streamScript) {
+			s.group(StreamAssign, "m", 1)
+			s.group(StreamAssign, "n", 1)
+			s.group(StreamLost, "m", 1)
+			s.group(StreamRevoke, "n", 1)
+			s.group(StreamAssign, "m", 1)
+		}, nil},
+		{"assigned before the other hears that it is to let it go", func(s streamScript) {
+			s.group(StreamAssign, "m", 1)
+			s.group(StreamAssign, "n", 1)
+			s.group(StreamRevoke, "m", 1)
+		}, []string{NotOwned}},
 		{"others take over from one that leaves", func(s streamScript) {
 			s.group(StreamAssign, "m", 1)
 			i := s.Begin(StreamEvent{Op: StreamLeave, Who: "m", Group: "g"})
