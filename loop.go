@@ -56,12 +56,13 @@ func (l *loop) setProblem(err error) {
 // failed earlier counts as over: where nothing comes, nothing else tells.
 const backAfter = 10 * time.Second
 
-// receiving is called before a call that may wait so, and what it returns after.
-func (l *loop) receiving() (received func()) {
+// receiving is called before a call that may wait so, and what it returns
+// after, with whether that tells that all is well.
+func (l *loop) receiving() (received func(well bool)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.problem == nil {
-		return func() {}
+		return func(bool) {}
 	}
 	told := l.told
 	back := time.AfterFunc(backAfter, func() {
@@ -71,15 +72,23 @@ func (l *loop) receiving() (received func()) {
 			l.problem = nil
 		}
 	})
-	return func() { back.Stop() }
+	return func(well bool) {
+		back.Stop()
+		if well {
+			l.setProblem(nil)
+		}
+	}
 }
 
 // ready returns nil while the loop runs and receives (or is paused on purpose).
 func (l *loop) ready() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.running {
+	switch {
+	case !l.running:
 		return errNotRunning
+	case l.paused && l.problem != errNotStarted && l.problem != ErrShutdown: //nolint:errorlint // as they were set
+		return nil
 	}
 	return l.problem
 }

@@ -69,6 +69,68 @@ func TestReadyAgainWithNothingToReceive(t *testing.T) {
 	}
 }
 
+// What comes tells that the broker is back, also where each record is handed
+// over to another goroutine that fetches on.
+func TestReadyAgainOnceSomethingCame(t *testing.T) {
+	for _, took := range []time.Duration{0, 5 * time.Millisecond} {
+		t.Run(took.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var down atomic.Bool
+				down.Store(true)
+				s := brokertest.NewStream("events", 1)
+				s.ReceiveErr = func() error {
+					if down.Load() {
+						return &broker.Error{Op: "receive", Temporary: true, Err: broker.ErrUnavailable}
+					}
+					return nil
+				}
+				p := &broker.Processor{Stream: s, Group: "g", Logger: quiet, Handler: func(context.Context, *broker.Record) error {
+					spend(took)
+					return nil
+				}}
+				stop := start(t, p)
+				advance(30 * time.Second)
+				down.Store(false)
+				for range 40 { // nothing waits for long
+					if _, err := s.Publish(t.Context(), broker.Record{Value: []byte("x")}); err != nil {
+						t.Fatal(err)
+					}
+					advance(time.Second)
+				}
+				if err := p.Ready(); err != nil {
+					t.Errorf("the broker is back, and a record comes each second: %v", err)
+				}
+				if err := stop(); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
+// Nobody finds out whether the broker is back while nothing is to be received.
+func TestPausedIsReady(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := brokertest.NewQueue("jobs")
+		q.ReceiveErr = func() error { return &broker.Error{Op: "receive", Temporary: true, Err: broker.ErrUnavailable} }
+		w := &broker.Worker{Queue: q, Logger: quiet, Handler: func(context.Context, *broker.Delivery) error { return nil }}
+		stop := start(t, w)
+		advance(time.Minute)
+		w.Pause()
+		if err := w.Ready(); err != nil {
+			t.Errorf("paused: %v", err)
+		}
+		advance(time.Minute)
+		w.Resume()
+		if err := w.Ready(); !errors.Is(err, broker.ErrUnavailable) {
+			t.Errorf("resumed, and nothing was received since: %v", err)
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // A failingStream has members whose Receive asks receiveErr first.
 type failingStream struct {
 	broker.Stream

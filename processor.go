@@ -281,16 +281,13 @@ func (r *processorRun) fetch() (relieved bool, err error) {
 		}
 		received := r.p.loop.receiving()
 		rs, err := r.consumer.Receive(fetch, r.receiveMax)
-		received()
+		received(err == nil && len(rs) > 0)
 		if len(rs) > 0 && r.dispatch(rs) {
 			return true, nil
 		}
 		switch {
 		case err == nil && len(rs) > 0:
-			if failures > 0 {
-				failures = 0
-				r.p.loop.setProblem(nil)
-			}
+			failures = 0
 			continue
 		case fetch.Err() != nil:
 			continue

@@ -265,7 +265,7 @@ func (r *transformerRun) step(ctx, work context.Context, pending *[]*Record, att
 		}
 		received := r.t.loop.receiving()
 		rs, err := c.Receive(fetch, n)
-		received()
+		received(false) // a transaction may fail yet
 		if err != nil {
 			if fetch.Err() != nil {
 				return ctx.Err() == nil, nil

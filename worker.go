@@ -295,10 +295,7 @@ func (r *workerRun) fetch(ctx context.Context) error {
 		r.freeLanes(lanes - used)
 		switch {
 		case err == nil && used > 0:
-			if failures > 0 {
-				failures = 0
-				r.w.loop.setProblem(nil)
-			}
+			failures = 0
 			continue
 		case fetch.Err() != nil:
 			continue
@@ -396,7 +393,7 @@ func (r *workerRun) receive(ctx context.Context, lanes int) (int, error) {
 	}
 	received := r.w.loop.receiving()
 	ds, err := r.consumer.Receive(ctx, want)
-	received()
+	received(err == nil && len(ds) > 0)
 	if len(ds) == 0 {
 		return 0, err
 	}
