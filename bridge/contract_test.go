@@ -425,6 +425,12 @@ func TestContract10NotPromised(t *testing.T) {
 				t.Errorf("a replay in the live group %q: %v, want ErrInvalid", live, err)
 			}
 		}
+		other := w.route(func(rt *Route) { rt.Group = "other" })
+		for _, group := range []string{"", "other"} {
+			if err := other.Replay(group, broker.Earliest(), broker.Now()).Run(w.ctx); !errors.Is(err, broker.ErrInvalid) {
+				t.Errorf("a replay of group %q in %q: %v, want ErrInvalid", other.Group, group, err)
+			}
+		}
 		check(t, rt.Replay("again", broker.AtOffset(broker.NewOffset(0)), broker.AtOffset(broker.NewOffset(2))).Run(w.ctx))
 		var got []string
 		for _, d := range w.drain(w.queue) {

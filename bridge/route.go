@@ -109,6 +109,8 @@ func (rt *Route) check() error {
 		return invalid("Target and TargetFor are nil")
 	case rt.Target != nil && rt.TargetFor != nil:
 		return invalid("Target and TargetFor are both set")
+	case rt.live != "" && rt.Group == "":
+		return invalid("Group is empty: want one of its own for a replay")
 	case rt.group() == rt.live:
 		return invalid("Group %q is the live route's, whose offsets stay as they are: want another for a replay", rt.live)
 	case rt.Window < 0 || rt.Concurrency < 0 || rt.Attempts < 0:
