@@ -2,7 +2,6 @@ package sqs
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/http"
@@ -129,9 +128,6 @@ func (b *Broker) judge(ctx context.Context, err error) *failure {
 			f.err = err
 			return &f
 		}
-	}
-	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok { // before anything is sent, and the next try's too
-		return &failure{kind: broker.ErrUnauthorized, err: err}
 	}
 	if resp, ok := errors.AsType[*smithyhttp.ResponseError](err); ok {
 		f := &failure{err: err}

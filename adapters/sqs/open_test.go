@@ -12,7 +12,9 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -100,6 +102,34 @@ func TestUntrustedCertificate(t *testing.T) {
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); !ok || !errors.Is(err, broker.ErrUnauthorized) || broker.IsTemporary(err) {
 		t.Errorf("open a queue: %v", err)
 	}
+}
+
+// What runs outlives a certificate that is not trusted for a while.
+func TestLapsedCertificate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
+		q := openQueue(t, openFake(t, f), "q", nil)
+		var failures atomic.Int32 // to come
+		f.fault = func(string, map[string]any, any) (*http.Response, error) {
+			if failures.Add(-1) >= 0 {
+				return nil, &tls.CertificateVerificationError{Err: errors.New("it has expired")}
+			}
+			return nil, nil //nolint:nilnil // no fault
+		}
+		failures.Store(2)
+		if _, err := q.Publish(t.Context(), broker.Message{Body: []byte("x")}); err != nil || failures.Load() >= 0 {
+			t.Errorf("publish: %v", err)
+		}
+		failures.Store(2)
+		ds, err := consume(t, q, nil).Receive(t.Context(), 1)
+		if err != nil || len(ds) != 1 || failures.Load() >= 0 {
+			t.Fatalf("receive: %d deliveries, %v", len(ds), err)
+		}
+		failures.Store(2)
+		if err := ds[0].Ack(t.Context()); err != nil || failures.Load() >= 0 {
+			t.Errorf("acknowledge: %v", err)
+		}
+	})
 }
 
 // Publishing needs no rights on the dead-letter queue of the queue's redrive

@@ -1,7 +1,6 @@
 package sqs
 
 import (
-	"bytes"
 	"context"
 	"encoding/base64"
 	"fmt"
@@ -13,6 +12,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/sqs/types"
 	"github.com/aws/smithy-go"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
+
+	"github.com/queuestream/broker/internal/awsclient"
 )
 
 // queueSender returns a sender to a queue.
@@ -97,7 +98,7 @@ func (p sendProtocol) SerializeRequest(ctx context.Context, op *smithy.Operation
 	if err := p.ClientProtocol.SerializeRequest(ctx, op, &awssqs.SendMessageBatchInput{}, req); err != nil {
 		return err
 	}
-	out, err := req.SetStream(bytes.NewReader(sendBody(aws.ToString(send.QueueUrl), items)))
+	out, err := req.SetStream(awsclient.NewBody(sendBody(aws.ToString(send.QueueUrl), items)))
 	if err != nil {
 		return fmt.Errorf("set the body: %w", err)
 	}
@@ -109,7 +110,7 @@ func (p sendProtocol) SerializeRequest(ctx context.Context, op *smithy.Operation
 func sendBody(url string, items []outgoing) []byte {
 	size := 64 + len(url)
 	for i := range items {
-		size += 160 + len(items[i].group) + len(items[i].dedup) + 64*len(items[i].attrs) + items[i].size + items[i].size/16
+		size += 112 + len(items[i].group) + len(items[i].dedup) + 40*len(items[i].attrs) + items[i].size + items[i].size/16
 	}
 	b := append(make([]byte, 0, size), `{"QueueUrl":`...)
 	b = appendJSON(b, url)

@@ -2,10 +2,13 @@ package sqs
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"math/rand/v2"
 	"net"
 	"time"
+
+	"github.com/queuestream/broker"
 )
 
 const (
@@ -47,6 +50,9 @@ func control[T any](ctx context.Context, b *Broker, call func(ctx context.Contex
 			return out, nil
 		}
 		f := b.judge(ctx, err)
+		if isUntrusted(err) { // no use to try again so soon
+			f = &failure{kind: broker.ErrUnauthorized, err: err}
+		}
 		maybe = maybe || f.maybe
 		if ctx.Err() != nil {
 			return out, gaveUp(ctx, f, maybe)
@@ -60,9 +66,17 @@ func control[T any](ctx context.Context, b *Broker, call func(ctx context.Contex
 	}
 }
 
+// isUntrusted tells whether err is about the server's certificate. Whoever
+// opens a queue is to know at once; what runs already goes on trying, since
+// certificates lapse and are renewed.
+func isUntrusted(err error) bool {
+	_, ok := errors.AsType[*tls.CertificateVerificationError](err)
+	return ok
+}
+
 // neverSent tells whether err says that no connection was made.
 func neverSent(err error) bool {
-	if _, ok := errors.AsType[*net.DNSError](err); ok {
+	if _, ok := errors.AsType[*net.DNSError](err); ok || isUntrusted(err) {
 		return true
 	}
 	op, ok := errors.AsType[*net.OpError](err)
