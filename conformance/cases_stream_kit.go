@@ -188,6 +188,7 @@ func (r *streamRun) readAll() []*broker.Record {
 func (r *streamRun) judge() []*broker.Record {
 	r.Wait()
 	all := r.readAll()
+	r.hist.Faulty = r.faulty()
 	r.Check(CheckStream(r.hist))
 	return all
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/queuestream/broker"
 )
@@ -20,6 +21,7 @@ type streamMember struct {
 	rc    bool
 
 	closing sync.Once
+	commits atomic.Int32 // by done
 
 	mu      sync.Mutex
 	own     []int32 // as OnAssigned and the others told
@@ -267,13 +269,25 @@ func (m *streamMember) work(ctx context.Context, do func(rs []*broker.Record)) (
 	return func() { cancel(); <-done }
 }
 
-// done records that rs are processed, and commits them. A partition that has
-// gone to another member by then may refuse it.
+// done records that rs are processed, and commits them; every second time each
+// partition on its own, since a fence of one says nothing of the others. A
+// partition that has gone to another member by then may refuse it.
 func (m *streamMember) done(rs ...*broker.Record) {
 	m.processed(rs...)
 	ctx, cancel := m.r.Soon()
 	defer cancel()
-	if err := m.commitErr(ctx, rs...); err != nil && !errors.Is(err, broker.ErrFenced) && !errors.Is(err, broker.ErrClosed) {
-		m.r.Errorf("%s: commit of %d records: %v", m.name, len(rs), err)
+	calls := [][]*broker.Record{rs}
+	if m.commits.Add(1)%2 == 0 {
+		calls = nil
+		for rest := rs; len(rest) > 0; {
+			p := rest[0].Partition
+			calls = append(calls, of(rest, p))
+			rest = slices.DeleteFunc(slices.Clone(rest), func(rec *broker.Record) bool { return rec.Partition == p })
+		}
+	}
+	for _, rs := range calls {
+		if err := m.commitErr(ctx, rs...); err != nil && !errors.Is(err, broker.ErrFenced) && !errors.Is(err, broker.ErrClosed) {
+			m.r.Errorf("%s: commit of %d records: %v", m.name, len(rs), err)
+		}
 	}
 }

@@ -168,6 +168,9 @@ func streamSeekTime(c *C, s broker.Stream) {
 		got = r.read(broker.Range{Until: broker.AtTime(t), Partitions: []int32{0}})
 		r.sameValues(valuesOf(got), values[:from], "Read until %s", what)
 	}
+	try("the zero time", time.Time{}, 0)
+	try("1 ms before 1970", time.UnixMilli(-1), 0)
+	try("the beginning of 1970", time.UnixMilli(0), 0)
 	try("before all", all[0].Time().Add(-time.Minute), 0)
 	try("the time of the first", all[0].Time(), 0)
 	try("the time of record 5", all[5].Time(), 5)

@@ -16,12 +16,11 @@ func (c *streamCheck) checkOwners() {
 		known bool // the member was told about the partition at least once
 		mine  bool
 		ended int // when it was taken away
-		// After a revocation: when another was assigned the partition (0: nobody).
-		// Until then the broker may take a commit, it cannot know when OnRevoked
-		// returned.
+		// After a revocation the broker may take a commit until another is assigned
+		// the partition: it cannot know when OnRevoked returned.
 		revoked bool
 		group   string
-		next    int
+		next    int // when another was assigned it; 0: nobody
 	}
 	owner := map[groupSlot]string{}
 	holds := map[streamHold]*hold{}
@@ -47,8 +46,12 @@ func (c *streamCheck) checkOwners() {
 		case StreamAssign:
 			for _, p := range e.Partitions {
 				slot := groupSlot{e.Group, p}
-				if o := owner[slot]; o != "" && o != e.Who && !left[e.Who] && !c.losesNext(i, o, p) {
-					c.fail(NotOwned, "partition %d was assigned to %s while %s had it", p, e.Who, o)
+				if o := owner[slot]; o != "" && o != e.Who && !left[e.Who] {
+					if c.losesNext(i, o, p) {
+						of(o, p).next = e.Start
+					} else {
+						c.fail(NotOwned, "partition %d was assigned to %s while %s had it", p, e.Who, o)
+					}
 				}
 				if !left[e.Who] { // a callback may be late
 					owner[slot] = e.Who
@@ -80,10 +83,11 @@ func (c *streamCheck) checkOwners() {
 			said := map[int32]bool{}
 			for _, en := range e.Entries {
 				h := of(e.Who, en.Partition)
-				if said[en.Partition] || !h.known || h.mine || e.Start < h.ended {
-					continue
+				may := h.mine
+				if e.Op == StreamCommit {
+					may = (h.mine || h.revoked) && (h.next == 0 || e.Start < h.next)
 				}
-				if e.Op == StreamCommit && h.revoked && (h.next == 0 || e.Start < h.next) {
+				if may || said[en.Partition] || !h.known || e.Start < h.ended {
 					continue
 				}
 				said[en.Partition] = true
@@ -98,17 +102,20 @@ func (c *streamCheck) checkOwners() {
 }
 
 // losesNext tells whether what who hears next of a partition, after event i, is
-// that it is lost: then others may have it already, a broken connection say is
-// seen by the broker first.
+// that it is lost. Then others may have it already where faults are injected: a
+// broken connection is seen by the broker first.
 func (c *streamCheck) losesNext(i int, who string, partition int32) bool {
-	for _, e := range c.events[i+1:] {
-		if e.Who != who {
-			continue
-		}
+	if !c.h.Faulty {
+		return false
+	}
+	later := slices.DeleteFunc(slices.Clone(c.events[i+1:]), func(e StreamEvent) bool { return e.Who != who })
+	for _, e := range later {
 		switch e.Op {
 		case StreamLost, StreamRevoke, StreamAssign:
 			if slices.Contains(e.Partitions, partition) {
-				return e.Op == StreamLost
+				return e.Op == StreamLost && !slices.ContainsFunc(later, func(l StreamEvent) bool {
+					return l.Op == StreamLeave && l.Start < e.Start
+				})
 			}
 		case StreamLeave:
 			return false

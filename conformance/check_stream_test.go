@@ -264,7 +264,13 @@ func TestCheckStream(t *testing.T) {
 			s.group(StreamAssign, "n", 1)
 			s.End(i, OutcomeOK, nil)
 		}, []string{NotOwned}},
-		{"assigned before the other hears that it is lost", func(s streamScript) {
+		{"assigned before the other hears that it is lost, without a fault", func(s streamScript) {
+			s.group(StreamAssign, "m", 1)
+			s.group(StreamAssign, "n", 1)
+			s.group(StreamLost, "m", 1)
+		}, []string{NotOwned}},
+		{"assigned before the other hears that it is lost, and again while it is not", func(s streamScript) {
+			s.Faulty = true
 			s.group(StreamAssign, "m", 0, 1)
 			s.group(StreamAssign, "n", 1)
 			s.group(StreamRevoke, "m", 0)
@@ -272,16 +278,36 @@ func TestCheckStream(t *testing.T) {
 			s.group(StreamAssign, "m", 1)
 		}, []string{NotOwned}},
 		{"assigned before the other hears that it is lost, and lost in turn", func(s streamScript) {
+			s.Faulty = true
 			s.group(StreamAssign, "m", 1)
 			s.group(StreamAssign, "n", 1)
 			s.group(StreamLost, "m", 1)
 			s.group(StreamRevoke, "n", 1)
 			s.group(StreamAssign, "m", 1)
 		}, nil},
+		{"a commit of what another has, before it is known to be lost", func(s streamScript) {
+			s.Faulty = true
+			sentAndRead(s)
+			s.group(StreamAssign, "m", 0)
+			s.poll("m", abc[0])
+			s.group(StreamAssign, "n", 0)
+			s.poll("m", abc[1]) // it was fetched before
+			s.entries(StreamCommit, "m", abc[0])
+			s.group(StreamLost, "m", 0)
+		}, []string{NotOwned}},
 		{"assigned before the other hears that it is to let it go", func(s streamScript) {
+			s.Faulty = true
 			s.group(StreamAssign, "m", 1)
 			s.group(StreamAssign, "n", 1)
 			s.group(StreamRevoke, "m", 1)
+		}, []string{NotOwned}},
+		{"assigned before the other leaves and so loses it", func(s streamScript) {
+			s.Faulty = true
+			s.group(StreamAssign, "m", 1)
+			s.group(StreamAssign, "n", 1)
+			i := s.Begin(StreamEvent{Op: StreamLeave, Who: "m", Group: "g"})
+			s.group(StreamLost, "m", 1)
+			s.End(i, OutcomeOK, nil)
 		}, []string{NotOwned}},
 		{"others take over from one that leaves", func(s streamScript) {
 			s.group(StreamAssign, "m", 1)

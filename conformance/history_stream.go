@@ -75,6 +75,9 @@ type StreamHistory struct {
 	// Sparse: records may be missing legally (retention, compaction), so that
 	// nothing is called lost, unseen or skipped.
 	Sparse bool
+	// Faulty: faults were injected. A member may hear late that it lost a
+	// partition with its connection.
+	Faulty bool
 	Events []StreamEvent
 
 	mu    sync.Mutex
