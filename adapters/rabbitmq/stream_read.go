@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"iter"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -113,7 +114,8 @@ func startAt(p broker.Position, first, next int64) (start, error) {
 	case broker.PositionLatest, broker.PositionNow:
 		return start{spec: streamwire.AtOffset(next), offset: next}, nil
 	case broker.PositionTime:
-		return start{spec: streamwire.AtTime(p.Time().UnixMilli()), ms: p.Time().UnixMilli()}, nil
+		ms := max(0, p.Time().UnixMilli())
+		return start{spec: streamwire.AtTime(ms), ms: ms}, nil
 	case broker.PositionOffset:
 		n, ok := p.Offset().Int64()
 		if !ok || n < first || n > next {
@@ -220,7 +222,7 @@ func (s *Stream) readPartition(ctx context.Context, p int32, r broker.Range, out
 	if err != nil {
 		return err
 	}
-	until, untilMS := next, int64(0)
+	until, untilMS := next, int64(math.MaxInt64)
 	switch r.Until.Kind() {
 	case broker.PositionDefault, broker.PositionNow, broker.PositionLatest:
 	case broker.PositionOffset:
@@ -269,7 +271,7 @@ func (s *Stream) readSome(ctx context.Context, p int32, from *start, until, unti
 			if !from.pass(offset, rec) {
 				return true
 			}
-			if done = untilMS != 0 && rec.Time().UnixMilli() >= untilMS; done {
+			if done = rec.Time().UnixMilli() >= untilMS; done {
 				return false
 			}
 			rec.Bind(broker.NewOffset(offset), nil)

@@ -343,8 +343,7 @@ func TestCheckMessage(t *testing.T) {
 func TestCallReturnsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	release, late := make(chan struct{}), make(chan int)
-	go cancel()
-	_, err := call(ctx, func() (int, error) { <-release; return 7, nil }, func(v int) { late <- v })
+	_, err := call(ctx, func() (int, error) { cancel(); <-release; return 7, nil }, func(v int) { late <- v })
 	if !errors.Is(err, context.Canceled) {
 		t.Fatal(err)
 	}
