@@ -4,8 +4,10 @@ import (
 	"context"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/queuestream/broker"
+	"github.com/queuestream/broker/internal/clock"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
@@ -51,6 +53,7 @@ func (s *Stream) append(ctx context.Context, a *appending, r *broker.Record, ans
 		s.b.appends.Store(true)
 	}
 	a.Context, a.answer, a.rec.Context = ctx, answer, a
+	a.rec.Timestamp = time.Unix(0, clock.Now()) // left to the client, each record would read the clock twice
 	if err := s.encode(ctx, s.b.client, &a.item, r, nil); err != nil {
 		return err
 	}

@@ -15,22 +15,32 @@ import (
 // or, where bytes are copied, some of it. Handed over all at once, what is
 // copied would have left the processor's caches by the time that it is sent.
 type flight struct {
-	from   int // what the first item is of the load
-	items  []sending
-	left   atomic.Int64
-	done   chan struct{} // gets one when all is answered
-	landed bool          // done was seen
-	held   bool          // somebody may hold an item beyond its answer
-	copies *copies       // of what items refer to; nil: they refer to the caller's
-	kept   copies        // for copies
+	from    int // what the first item is of the load
+	items   []sending
+	results []result // of items
+	left    atomic.Int64
+	done    chan struct{} // gets one when all is answered
+	landed  bool          // done was seen
+	lends   bool          // nobody has a record once it is answered
+	held    bool          // somebody may hold an item beyond its answer
+	copies  *copies       // of what items refer to; nil: they refer to the caller's
+	kept    copies        // for copies
 }
 
 // A sending is an item of a flight.
 type sending struct {
 	item
 	flight *flight
-	err    error
-	done   atomic.Bool // err and rec are final
+	index  int32
+}
+
+// A result is what became of an item. It is apart from it: who reads the
+// results of a flight need not go over all of its memory once more.
+type result struct {
+	offset    int64
+	err       error
+	partition int32
+	done      atomic.Bool // all of it is final
 }
 
 // A load is what a call publishes.
@@ -59,7 +69,8 @@ func (b *Broker) newFlight(ctx context.Context, l load, from, n int) *flight {
 	size, copied := 0, ctx.Done() != nil
 	if copied {
 		to := from
-		for ; to < n && (size < flightBytes || b.opts.Linger > 0); to++ { // what lingers must not be waited for
+		lingers := b.opts.Linger > 0 // what lingers must not be waited for
+		for ; to < n && (lingers || size < flightBytes && to-from < 1<<maxFlightBits); to++ {
 			size += l.size(to)
 		}
 		n = to
@@ -67,14 +78,14 @@ func (b *Broker) newFlight(ctx context.Context, l load, from, n int) *flight {
 	n -= from
 	var f *flight
 	if class := bits.Len(uint(n - 1)); class > maxFlightBits {
-		f = &flight{items: make([]sending, n), done: make(chan struct{}, 1)}
+		f = &flight{items: make([]sending, n), results: make([]result, n), done: make(chan struct{}, 1)}
 	} else if kept, ok := flights[class].Get().(*flight); ok {
 		f = kept
-		f.items, f.landed = f.items[:n], false
+		f.items, f.results, f.landed = f.items[:n], f.results[:n], false
 	} else {
-		f = &flight{items: make([]sending, n, 1<<class), done: make(chan struct{}, 1)}
+		f = &flight{items: make([]sending, n, 1<<class), results: make([]result, n, 1<<class), done: make(chan struct{}, 1)}
 	}
-	f.from, f.held, f.copies = from, !b.lends, nil
+	f.from, f.lends, f.held, f.copies = from, b.lends, !b.lends, nil
 	f.left.Store(int64(n) + 1)
 	if copied {
 		f.copies = f.kept.begin(b.lends, size)
@@ -87,7 +98,7 @@ func (f *flight) free() {
 	if !f.landed || f.held {
 		return
 	}
-	clear(f.items)
+	clear(f.results)
 	if class := bits.Len(uint(cap(f.items) - 1)); class <= maxFlightBits {
 		flights[class].Put(f)
 	}
@@ -98,9 +109,9 @@ func (it *sending) Value(key any) any { return it.value(key, it) }
 
 // begin makes an item part of a flight. It carries the time now: left to the
 // client, each record would read the clock.
-func (it *sending) begin(ctx context.Context, f *flight, now time.Time) {
-	it.rec.Timestamp = now
-	it.Context, it.flight, it.rec.Context = ctx, f, it
+func (it *sending) begin(ctx context.Context, f *flight, i int, now time.Time) {
+	*it = sending{item: item{Context: ctx}, flight: f, index: int32(i)} //nolint:gosec // flights are smaller
+	it.rec.Timestamp, it.rec.Context = now, it
 }
 
 func delivered(r *kgo.Record, err error) {
@@ -110,9 +121,14 @@ func delivered(r *kgo.Record, err error) {
 }
 
 func (it *sending) settled(err error) {
-	it.err = err
-	it.done.Store(true)
-	it.flight.land()
+	f := it.flight
+	r := &f.results[it.index]
+	r.partition, r.offset, r.err = it.rec.Partition, it.rec.Offset, err
+	if f.lends {
+		it.rec = kgo.Record{} // what it refers to may be the caller's; the context stays, see held
+	}
+	r.done.Store(true)
+	f.land()
 }
 
 // land counts an answer. After the last one the flight is the caller's alone.
@@ -154,16 +170,18 @@ func (b *Broker) deliver(ctx context.Context, l load, n int) {
 // start hands a flight to the client, unless publishing is denied.
 func (b *Broker) start(ctx context.Context, f *flight, l load, now time.Time, denied error) {
 	var met *atomic.Bool
+	topic := ""
 	for i := range f.items {
 		it := &f.items[i]
-		it.begin(ctx, f, now)
+		it.begin(ctx, f, i, now)
 		err := l.encode(f.from+i, &it.item, f.copies)
 		if err == nil {
 			err = denied
 		}
 		if err == nil {
-			if met == nil || it.rec.Topic != f.items[i-1].rec.Topic {
-				met = b.met.of(it.rec.Topic)
+			if met == nil || it.rec.Topic != topic {
+				topic = it.rec.Topic
+				met = b.met.of(topic)
 			}
 			promise := delivered
 			if !b.lends { // hooks may take the record's context away
@@ -190,22 +208,21 @@ func (f *flight) finish(ctx context.Context, l load) {
 		f.landed = true
 	case <-ctx.Done():
 	}
-	for i := range f.items {
-		partition, offset, err := f.result(ctx, i)
+	for i := range f.results {
+		partition, offset, err := f.results[i].get(ctx)
 		l.answer(f.from+i, partition, offset, err)
 	}
 	f.free()
 }
 
-// result returns what became of item i. Everything but "not sent" and "refused
-// by the broker" is unknown.
-func (f *flight) result(ctx context.Context, i int) (partition int32, offset int64, err error) {
-	it := &f.items[i]
-	if !it.done.Load() {
+// get returns a result. Everything but "not sent" and "refused by the broker"
+// is unknown.
+func (r *result) get(ctx context.Context) (partition int32, offset int64, err error) {
+	switch {
+	case !r.done.Load():
 		return 0, 0, broker.UnknownOutcome(broker.ContextError(ctx))
+	case r.err != nil:
+		return 0, 0, publishError(ctx, r.err)
 	}
-	if it.err == nil {
-		return it.rec.Partition, it.rec.Offset, nil
-	}
-	return 0, 0, publishError(ctx, it.err)
+	return r.partition, r.offset, nil
 }

@@ -112,7 +112,7 @@ func startOffset(p broker.Position) (kgo.Offset, error) {
 	case broker.PositionLatest, broker.PositionNow:
 		return o.AtEnd(), nil
 	case broker.PositionTime:
-		return o.AfterMilli(p.Time().UnixMilli()), nil
+		return o.AfterMilli(milli(p)), nil
 	case broker.PositionOffset:
 		n, ok := p.Offset().Int64()
 		if !ok {

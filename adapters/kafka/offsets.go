@@ -71,6 +71,10 @@ func (s *Stream) offsets(ctx context.Context, list func(context.Context, ...stri
 	})
 }
 
+// milli is the time of a position as Kafka takes it: negative ones stand for
+// other things.
+func milli(p broker.Position) int64 { return max(0, p.Time().UnixMilli()) }
+
 // resolve turns a position into an offset for each partition wanted.
 // Committed is not a position of the stream alone: see GroupConsumer.resolve.
 func (s *Stream) resolve(ctx context.Context, to broker.Position, committed bool) (map[int32]int64, error) {
@@ -80,7 +84,7 @@ func (s *Stream) resolve(ctx context.Context, to broker.Position, committed bool
 	case broker.PositionLatest, broker.PositionNow:
 		return s.ends(ctx, committed)
 	case broker.PositionTime:
-		return s.after(ctx, to.Time().UnixMilli())
+		return s.after(ctx, milli(to))
 	case broker.PositionOffset:
 		n, ok := to.Offset().Int64()
 		if !ok {

@@ -51,36 +51,34 @@ func (p pinning) ForTopic(topic string) kgo.TopicPartitioner {
 	return &pinningTopic{inner: inner, backup: backup}
 }
 
+// A pinningTopic is asked for one record after the other, under a lock of the
+// client's: first RequiresConsistency, then for the partition.
 type pinningTopic struct {
 	inner  kgo.TopicPartitioner
 	backup kgo.TopicBackupPartitioner
-}
-
-func pinned(r *kgo.Record) bool {
-	it := itemOf(r)
-	return it != nil && it.pin
+	pinned bool // the record
 }
 
 // RequiresConsistency is what the client asks first, once it has room for a
 // record and before others can see it.
 func (p *pinningTopic) RequiresConsistency(r *kgo.Record) bool {
 	it := itemOf(r)
-	if it == nil {
-		return p.inner.RequiresConsistency(r)
+	if it != nil {
+		it.placed.Store(true)
 	}
-	it.placed.Store(true)
-	return it.pin || p.inner.RequiresConsistency(r)
+	p.pinned = it != nil && it.pin
+	return p.pinned || p.inner.RequiresConsistency(r)
 }
 
 func (p *pinningTopic) Partition(r *kgo.Record, n int) int {
-	if pinned(r) {
+	if p.pinned {
 		return int(r.Partition)
 	}
 	return p.inner.Partition(r, n)
 }
 
 func (p *pinningTopic) PartitionByBackup(r *kgo.Record, n int, backup kgo.TopicBackupIter) int {
-	if pinned(r) {
+	if p.pinned {
 		return int(r.Partition)
 	}
 	if p.backup == nil {

@@ -49,7 +49,7 @@ func (x *Tx) publish(ctx context.Context, to broker.Stream, rs []broker.Record) 
 	}
 	items, cp, now := make([]sending, len(rs)), &copies{needed: bodies(rs)}, time.Now()
 	for i := range items {
-		items[i].begin(context.Background(), nil, now)
+		items[i].begin(context.Background(), nil, i, now)
 		if err := s.encode(ctx, x.client, &items[i].item, &rs[i], cp); err != nil {
 			return fmt.Errorf("record %d: %w", i, err)
 		}
