@@ -24,35 +24,70 @@ const pullTimeout = 5 * time.Minute
 // is pulled and a missing broker is a failure.
 func inCI() bool { return os.Getenv("CI") == "true" }
 
-// image returns the name of an image of the kind that is present on the engine.
-// In this order: the one that BROKER_TEST_<KIND>_IMAGE names and nothing else,
-// the one built locally, the official one, the official one pulled (never in
-// CI), and one built now.
+// Prepare sees to it that the engine has an image of each kind: one that is
+// present, one that is pulled (never in CI), or one that is built as opts say.
+// Starting a broker does the same, but installs nothing on the host and has
+// little time for it. Without an engine the error is ErrUnavailable.
+func Prepare(ctx context.Context, kinds []Kind, opts BuildOptions) error {
+	if len(kinds) == 0 {
+		return nil
+	}
+	e, err := openEngine(ctx)
+	if err != nil {
+		return wrap("prepare images", "", err)
+	}
+	defer e.close()
+	var build []Kind
+	for _, kind := range kinds {
+		_, pullErr, err := e.find(ctx, kind)
+		switch {
+		case err != nil:
+			return wrap("prepare images", kind, err)
+		case pullErr != nil:
+			build = append(build, kind)
+		}
+	}
+	return BuildImages(ctx, build, opts)
+}
+
+// image returns the name of an image of the kind that is present on the
+// engine, at last one that is built now.
 func (e *engine) image(ctx context.Context, kind Kind) (string, error) {
-	if name := os.Getenv(kind.Env() + envImage); name != "" {
-		have, err := e.haveImage(ctx, name)
-		if err != nil || have {
-			return name, err
-		}
-		if err := e.pull(ctx, name); err != nil {
-			return "", fmt.Errorf("%w: image %s of %s: %w", ErrUnavailable, name, kind.Env()+envImage, err)
-		}
-		return name, nil
-	}
-	for _, name := range []string{kind.LocalImage(), kind.OfficialImage()} {
-		have, err := e.haveImage(ctx, name)
-		if err != nil || have {
-			return name, err
-		}
-	}
-	pullErr := e.pull(ctx, kind.OfficialImage())
-	if pullErr == nil {
-		return kind.OfficialImage(), nil
+	name, pullErr, err := e.find(ctx, kind)
+	if err != nil || pullErr == nil {
+		return name, err
 	}
 	if err := BuildImages(ctx, []Kind{kind}, BuildOptions{NoInstall: true}); err != nil {
 		return "", fmt.Errorf("%w: no image of it (pull: %w; build: %w)", ErrUnavailable, pullErr, err)
 	}
-	return kind.LocalImage(), nil
+	return name, nil
+}
+
+// find returns the name of an image of the kind. In this order: the one that
+// BROKER_TEST_<KIND>_IMAGE names and nothing else, the one built locally, the
+// official one, the official one pulled (never in CI). With a pullErr it is the
+// one to build.
+func (e *engine) find(ctx context.Context, kind Kind) (name string, pullErr, err error) {
+	if name := os.Getenv(kind.Env() + envImage); name != "" {
+		have, err := e.haveImage(ctx, name)
+		if err != nil || have {
+			return name, nil, err
+		}
+		if err := e.pull(ctx, name); err != nil {
+			return "", nil, fmt.Errorf("%w: image %s of %s: %w", ErrUnavailable, name, kind.Env()+envImage, err)
+		}
+		return name, nil, nil
+	}
+	for _, name := range []string{kind.LocalImage(), kind.OfficialImage()} {
+		have, err := e.haveImage(ctx, name)
+		if err != nil || have {
+			return name, nil, err
+		}
+	}
+	if err := e.pull(ctx, kind.OfficialImage()); err != nil {
+		return kind.LocalImage(), err, nil
+	}
+	return kind.OfficialImage(), nil, nil
 }
 
 func (e *engine) haveImage(ctx context.Context, name string) (bool, error) {

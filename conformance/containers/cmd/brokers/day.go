@@ -12,6 +12,9 @@ import (
 
 // up starts the brokers of a developer's day.
 func (t *tool) up(ctx context.Context) error {
+	if err := containers.Prepare(ctx, t.kinds, t.build()); err != nil {
+		return err
+	}
 	instances, err := containers.Up(ctx, t.place, t.kinds)
 	if err != nil {
 		return err
@@ -88,11 +91,18 @@ func (t *tool) status(ctx context.Context) error {
 
 // images builds the missing images.
 func (t *tool) images(ctx context.Context) error {
-	return containers.BuildImages(ctx, t.kinds, containers.BuildOptions{
-		Force:     t.force,
+	opts := t.build()
+	opts.Force = t.force
+	return containers.BuildImages(ctx, t.kinds, opts)
+}
+
+// build says how images are built for a person, who sees it, and on whose host
+// what it takes may be installed.
+func (t *tool) build() containers.BuildOptions {
+	return containers.BuildOptions{
 		NoInstall: os.Getenv("NO_INSTALL") == "1",
 		Log:       func(line string) { fmt.Fprintln(os.Stderr, line) },
-	})
+	}
 }
 
 // sweep removes leftovers.

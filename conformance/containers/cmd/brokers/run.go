@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -56,6 +57,11 @@ func (t *tool) start(caught <-chan os.Signal) (*containers.Run, int) {
 	started := make(chan outcome, 1)
 	begin := time.Now()
 	go func() {
+		// A broker that cannot be started for it is told below.
+		if err := containers.Prepare(ctx, t.startable(), t.build()); err != nil && !errors.Is(err, containers.ErrUnavailable) {
+			say("%v", err)
+		}
+		begin = time.Now()
 		r, err := containers.StartRun(ctx, t.kinds)
 		started <- outcome{r, err}
 	}()
@@ -81,6 +87,11 @@ func (t *tool) start(caught <-chan os.Signal) (*containers.Run, int) {
 			return t.judge(o.run, o.err, time.Since(begin))
 		}
 	}
+}
+
+// startable are the kinds that the environment has no endpoint of.
+func (t *tool) startable() []containers.Kind {
+	return slices.DeleteFunc(slices.Clone(t.kinds), func(k containers.Kind) bool { return os.Getenv(k.Env()) != "" })
 }
 
 // judge decides whether the run goes on with the brokers that there are.
