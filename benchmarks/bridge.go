@@ -360,20 +360,20 @@ func (f *fakeSQS) RoundTrip(req *http.Request) (*http.Response, error) {
 // send reads what it checks by looking for it: decoding all that is sent would
 // cost as much as a client.
 func (f *fakeSQS) send(body []byte) (string, error) {
-	ids, bodies, groups := values(body, `"Id":"`), values(body, `"MessageBody":"`), values(body, `"MessageGroupId":"`)
-	if len(ids) == 0 || len(bodies) != len(ids) || f.queue == fifoQueue && len(groups) != len(ids) {
+	entries, ok := entriesOf(body, f.queue == fifoQueue)
+	if !ok {
 		return "", fmt.Errorf("the fake SQS does not understand %.200q", body)
 	}
 	var out strings.Builder
 	out.WriteString(`{"Successful":[`)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for i, id := range ids {
-		n := number(bodies[i])
+	for i, e := range entries {
+		n := number(e.body)
 		if i > 0 {
 			out.WriteByte(',')
 		}
-		fmt.Fprintf(&out, `{"Id":"%s","MessageId":"%d","SequenceNumber":"%d"}`, id, n, len(f.seen))
+		fmt.Fprintf(&out, `{"Id":"%s","MessageId":"%d","SequenceNumber":"%d"}`, e.id, n, len(f.seen))
 		if f.seen[n] {
 			f.repeats++
 		}
@@ -381,30 +381,46 @@ func (f *fakeSQS) send(body []byte) (string, error) {
 		if f.queue != fifoQueue {
 			continue
 		}
-		if prev, ok := f.last[string(groups[i])]; ok && n < prev {
+		if prev, ok := f.last[string(e.group)]; ok && n < prev {
 			f.disorder++
 		}
-		f.last[string(groups[i])] = n
+		f.last[string(e.group)] = n
 	}
 	out.WriteString("]}")
 	return out.String(), nil
 }
 
-// values are the strings, without anything escaped, that follow name in a
-// compact JSON text.
-func values(text []byte, name string) [][]byte {
-	out := make([][]byte, 0, 10)
-	for {
-		i := bytes.Index(text, []byte(name))
-		if i < 0 {
-			return out
+// An entry is what the fake looks at of a SendMessageBatch entry: from body and
+// group on, without escapes.
+type entry struct{ id, body, group []byte }
+
+// entriesOf finds the entries of a compact JSON text.
+func entriesOf(text []byte, groups bool) (_ []entry, ok bool) {
+	out := make([]entry, 0, 10)
+	_, text, more := bytes.Cut(text, []byte(`{"Id":"`))
+	for more {
+		var one []byte
+		one, text, more = bytes.Cut(text, []byte(`{"Id":"`))
+		e := entry{id: upToQuote(one)}
+		// Not from the quote on: that is everywhere, and the search would stop there.
+		_, body, ok := bytes.Cut(one, []byte(`MessageBody":"`))
+		if !ok {
+			return nil, false
 		}
-		text = text[i+len(name):]
-		end := max(0, bytes.IndexByte(text, '"'))
-		out = append(out, text[:end])
-		text = text[end:]
+		e.body = upToQuote(body)
+		if groups {
+			_, group, ok := bytes.Cut(one, []byte(`MessageGroupId":"`))
+			if !ok {
+				return nil, false
+			}
+			e.group = upToQuote(group)
+		}
+		out = append(out, e)
 	}
+	return out, len(out) > 0
 }
+
+func upToQuote(text []byte) []byte { return text[:max(0, bytes.IndexByte(text, '"'))] }
 
 func number(body []byte) int {
 	n := 0

@@ -31,13 +31,13 @@ func kafkaScenarios() []scenario {
 	flood := scenario{
 		name:     "kafka publish, 1 goroutine",
 		what:     "acks=all, idempotent. The raw client pipelines Produce; the broker gets batches of 10,000 (16 MiB at most), five under way at once since the raw client buffers 50,000, or an AsyncAppender record by record; the peers have a blocking call only.",
-		messages: 1_500_000, needs: needs,
+		messages: 3_000_000, needs: needs,
 		contenders: []contender{
 			{name: "raw franz-go", open: flooding(kafkaTopic, rawKafka)},
 			{name: "broker", open: flooding(kafkaTopic, brokerKafka)},
 			{name: "broker, async", open: flooding(kafkaTopic, asyncKafka)},
-			{name: "Watermill", open: flooding(kafkaTopic, watermillKafka), fraction: 0.004},
-			{name: "Go CDK", open: flooding(kafkaTopic, cdkKafka), fraction: 0.004},
+			{name: "Watermill", open: flooding(kafkaTopic, watermillKafka), fraction: 0.002},
+			{name: "Go CDK", open: flooding(kafkaTopic, cdkKafka), fraction: 0.002},
 		},
 		targets: []target{
 			{of: "broker", over: "raw franz-go", atLeast: 0.95},
@@ -66,7 +66,7 @@ func kafkaScenarios() []scenario {
 	}
 	fullQueue := filled(kafkaQueue, brokerShare)
 	return []scenario{
-		flood, sized(flood, "1 KiB", 1<<10, 400_000), sized(flood, "64 KiB", 64<<10, 10_000),
+		flood, sized(flood, "1 KiB", 1<<10, 1_200_000), sized(flood, "64 KiB", 64<<10, 30_000),
 		{
 			name:     "kafka publish, 64 goroutines",
 			what:     "A blocking call for each message from 64 goroutines.",
