@@ -16,13 +16,13 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// holdProduce makes the cluster answer no request to produce until release. It
+// holdBack makes the cluster answer no request of a kind until release. It
 // returns a channel that is closed when the first has come.
-func holdProduce(cluster *kfake.Cluster) (held chan struct{}, release func()) {
+func holdBack(cluster *kfake.Cluster, kind kmsg.Key) (held chan struct{}, release func()) {
 	held = make(chan struct{})
 	released := make(chan struct{})
 	var once sync.Once
-	cluster.ControlKey(kmsg.Produce.Int16(), func(kmsg.Request) (kmsg.Response, error, bool) { //nolint:revive // kfake's order
+	cluster.ControlKey(kind.Int16(), func(kmsg.Request) (kmsg.Response, error, bool) { //nolint:revive // kfake's order
 		once.Do(func() { close(held) })
 		cluster.SleepControl(func() { <-released })
 		return nil, nil, false
@@ -185,7 +185,7 @@ func TestAppendWaitsForRoom(t *testing.T) {
 	t.Parallel()
 	ctx := testContext(t)
 	cluster := fake(t)
-	held, release := holdProduce(cluster)
+	held, release := holdBack(cluster, kmsg.Produce)
 	s := declare(t, open(t, &kafka.Options{Brokers: cluster.ListenAddrs(), MaxBufferedRecords: 2}), broker.StreamConfig{Partitions: 1})
 	a := broker.NewAsyncAppender(s, nil)
 	var got answers
@@ -225,7 +225,7 @@ func TestEndOfOneCallLeavesTheOthers(t *testing.T) {
 	t.Parallel()
 	ctx := testContext(t)
 	cluster := fake(t)
-	held, release := holdProduce(cluster)
+	held, release := holdBack(cluster, kmsg.Produce)
 	b := open(t, &kafka.Options{Brokers: cluster.ListenAddrs()})
 	s := declare(t, b, broker.StreamConfig{Partitions: 1})
 	var wg sync.WaitGroup
@@ -265,7 +265,7 @@ func TestAppendCloseUnderWay(t *testing.T) {
 		t.Run(fmt.Sprintf("drain=%v", drain), func(t *testing.T) {
 			ctx := testContext(t)
 			cluster := fake(t)
-			held, release := holdProduce(cluster)
+			held, release := holdBack(cluster, kmsg.Produce)
 			b, s := openOn(t, cluster)
 			a := broker.NewAsyncAppender(s, nil)
 			var got answers
@@ -376,7 +376,7 @@ func TestManyMeetATopicWithoutRoom(t *testing.T) {
 	t.Parallel()
 	ctx := testContext(t)
 	cluster := fake(t)
-	held, release := holdProduce(cluster)
+	held, release := holdBack(cluster, kmsg.Produce)
 	b := open(t, &kafka.Options{Brokers: cluster.ListenAddrs(), MaxBufferedRecords: 2})
 	full, s := declare(t, b, broker.StreamConfig{Partitions: 1}), declare(t, b, broker.StreamConfig{Partitions: 1})
 	a := broker.NewAsyncAppender(full, nil)

@@ -205,6 +205,9 @@ func (c *GroupConsumer) send(ctx context.Context, targets map[int32]target) (map
 				}
 			}
 		})
+	if failure != nil && c.closed.Load() && ctx.Err() == nil { // whatever a client tells that is cut off
+		return nil, fmt.Errorf("%w: %w", broker.ErrClosed, failure)
+	}
 	return codes, bounded(ctx, failure)
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/queuestream/broker"
 	"github.com/queuestream/broker/adapters/kafka"
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 // The memory of a call is used again by the next, unless the call ended before
@@ -119,7 +120,7 @@ func TestLargeBatch(t *testing.T) {
 func TestEndOfALargeBatch(t *testing.T) {
 	t.Parallel()
 	cluster := fake(t)
-	held, release := holdProduce(cluster)
+	held, release := holdBack(cluster, kmsg.Produce)
 	defer release()
 	b := open(t, &kafka.Options{Brokers: cluster.ListenAddrs()})
 	s := declare(t, b, broker.StreamConfig{Partitions: 1})

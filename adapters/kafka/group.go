@@ -2,7 +2,6 @@ package kafka
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"math"
 	"slices"
@@ -11,8 +10,6 @@ import (
 	"time"
 
 	"github.com/queuestream/broker"
-	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
@@ -31,23 +28,28 @@ type GroupConsumer struct {
 	closeErr error
 	callback atomic.Int32  // of the program, running now
 	commits  chan struct{} // one commit at a time
+	polls    chan struct{} // one poll at a time
 
-	mu    sync.Mutex
-	holds map[int32]*hold
-	seq   uint64           // counts what happens to holds
-	ended map[int32]uint64 // when the last hold of a partition ended
-	retry []int32          // partitions whose position is to be set again
+	mu     sync.Mutex
+	holds  map[int32]*hold
+	seq    uint64             // counts what happens to holds
+	ended  map[int32]uint64   // when the last hold of a partition ended
+	retry  []int32            // partitions whose position is to be set again
+	paused map[int32]bool     // by the program
+	ahead  []*hold            // those with records ahead, in the order of the fetches
+	wake   context.CancelFunc // ends the poll that waits; nil: none does
 }
 
 // A hold is this member's time with a partition. Guarded by GroupConsumer.mu.
 type hold struct {
 	c         *GroupConsumer
 	a         *broker.Assignment
-	start     int64  // where reading began, or was moved to; negative: not known
-	moved     uint64 // when it was
-	next      int64  // after the last record handed out; negative: none was
-	committed int64  // the highest stored since start; negative: nothing
-	base      int64  // where the group resumes: start, or what was stored since; negative: ask the broker
+	start     int64         // where reading began, or was moved to; negative: not known
+	moved     uint64        // when it was
+	next      int64         // after the last record handed out; negative: none was
+	ahead     []*kgo.Record // fetched and not handed out yet
+	committed int64         // the highest stored since start; negative: nothing
+	base      int64         // where the group resumes: start, or what was stored since; negative: ask the broker
 	revoking  bool
 }
 
@@ -65,8 +67,8 @@ const (
 func newGroupConsumer(s *Stream, group string, opts *broker.GroupOptions) (*GroupConsumer, error) {
 	c := &GroupConsumer{
 		s: s, group: group,
-		commits: make(chan struct{}, 1),
-		holds:   map[int32]*hold{}, ended: map[int32]uint64{},
+		commits: make(chan struct{}, 1), polls: make(chan struct{}, 1),
+		holds: map[int32]*hold{}, ended: map[int32]uint64{}, paused: map[int32]bool{},
 	}
 	if opts != nil {
 		c.opts = *opts
@@ -128,159 +130,6 @@ func startOffset(p broker.Position) (kgo.Offset, error) {
 // consumer: do not close it, poll it or commit with it.
 func (c *GroupConsumer) Client() *kgo.Client { return c.client }
 
-// Receive does what broker.GroupConsumer promises.
-func (c *GroupConsumer) Receive(ctx context.Context, max int) ([]*broker.Record, error) {
-	rs, err := c.receive(ctx, max)
-	return rs, fail("receive", c.s.topic.name, err)
-}
-
-func (c *GroupConsumer) receive(ctx context.Context, max int) ([]*broker.Record, error) {
-	if max <= 0 {
-		return nil, broker.Invalid("max %d: want at least 1", max)
-	}
-	for {
-		if err := broker.ContextError(ctx); err != nil {
-			return nil, err
-		}
-		if c.stop.Err() != nil {
-			return nil, context.Cause(c.stop)
-		}
-		if err := c.again(ctx); err != nil {
-			return nil, err
-		}
-		seq := c.now()
-		fetches := c.client.PollRecords(nil, max) //nolint:staticcheck // nil: what is there, without waiting
-		if len(fetches) == 0 {
-			fetches = c.wait(ctx, max)
-		}
-		rs := c.stamp(fetches, seq)
-		if len(rs) > 0 {
-			return rs, nil // an error repeats with the next fetch
-		}
-		if err := c.fetchError(fetches); err != nil {
-			return nil, err
-		}
-		if len(fetches) == 0 {
-			if err := c.checkTopic(ctx); err != nil {
-				return nil, err
-			}
-		}
-	}
-}
-
-// wait polls until something comes, ctx ends, the consumer stops, or it is
-// time to look after the topic.
-func (c *GroupConsumer) wait(ctx context.Context, max int) kgo.Fetches {
-	ctx, cancel := context.WithTimeout(ctx, idleCheck)
-	defer cancel()
-	defer context.AfterFunc(c.stop, cancel)()
-	fetches := c.client.PollRecords(ctx, max)
-	if ctx.Err() != nil && fetches.NumRecords() == 0 {
-		return nil
-	}
-	return fetches
-}
-
-func (c *GroupConsumer) now() uint64 {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.seq
-}
-
-// stamp gives each record the hold under which it was fetched. Records of
-// holds that are gone are dropped: another member reads them. Where a hold was
-// replaced or moved while the poll ran, nobody can tell of which the records
-// are: they are dropped too, and the position is set again.
-func (c *GroupConsumer) stamp(fetches kgo.Fetches, seq uint64) []*broker.Record {
-	if len(fetches) == 0 {
-		return nil
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return records(fetches, func(id kadm.TopicID, p *kgo.FetchPartition) (*broker.Assignment, bool) {
-		h := c.holds[p.Partition]
-		if h == nil || h.revoking {
-			return nil, false
-		}
-		if h.moved > seq && (c.ended[p.Partition] > seq || h.next >= 0) {
-			c.retry = append(c.retry, p.Partition)
-			return nil, false
-		}
-		if h.next = p.Records[len(p.Records)-1].Offset + 1; h.a.Identity == "" { // before anybody has it
-			h.a.Identity = c.s.topic.identity(id)
-		}
-		return h.a, true
-	})
-}
-
-// again sets the positions that stamp could not make out.
-func (c *GroupConsumer) again(ctx context.Context) error {
-	for {
-		c.mu.Lock()
-		if len(c.retry) == 0 {
-			c.mu.Unlock()
-			return nil
-		}
-		p := c.retry[0]
-		h := c.holds[p]
-		to := broker.Committed()
-		if h != nil && h.start >= 0 {
-			to = broker.AtOffset(broker.NewOffset(h.start))
-		}
-		c.mu.Unlock()
-		if h != nil {
-			if err := c.seek(ctx, h, to, false); err != nil {
-				return err
-			}
-		}
-		c.mu.Lock()
-		c.retry = slices.DeleteFunc(c.retry, func(q int32) bool { return q == p })
-		c.mu.Unlock()
-	}
-}
-
-// fetchError returns what the program must know of; what the client deals with
-// by itself is logged.
-func (c *GroupConsumer) fetchError(fetches kgo.Fetches) error {
-	var out error
-	fetches.EachError(func(_ string, partition int32, err error) {
-		var loss *kgo.ErrDataLoss
-		switch {
-		case errors.Is(err, kgo.ErrClientClosed):
-			out = errors.Join(out, broker.ErrClosed)
-		case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		case errors.As(err, &loss):
-			c.log(slog.LevelWarn, "kafka: records were lost or expired before this group read them", "partition", partition, "error", err)
-		case errors.Is(err, kerr.UnknownTopicOrPartition), errors.Is(err, kerr.UnknownTopicID):
-			out = errors.Join(out, err)
-		default:
-			if err = classify(err); inRebalance(err) || temporary(err) || errors.Is(err, broker.ErrFenced) || errors.Is(err, broker.ErrOutOfRange) {
-				c.log(slog.LevelWarn, "kafka: fetching failed; the client tries again", "partition", partition, "error", err)
-				return
-			}
-			out = errors.Join(out, err)
-		}
-	})
-	return out
-}
-
-// checkTopic tells a topic that is gone. One that was created again under the
-// same name needs a new consumer: the client reads the first one alone.
-func (c *GroupConsumer) checkTopic(ctx context.Context) error {
-	name := c.s.topic.name
-	ctx, cancel := context.WithTimeout(ctx, idleCheck)
-	defer cancel()
-	defer context.AfterFunc(c.stop, cancel)()
-	details, err := c.s.b.admin.ListTopics(ctx, name)
-	if err != nil {
-		return nil //nolint:nilerr // the broker is away: the client reconnects by itself
-	}
-	if err := details[name].Err; err != nil && !temporary(classify(err)) {
-		return err
-	}
-	return nil
-}
-
 func (c *GroupConsumer) log(level slog.Level, msg string, args ...any) {
 	if l := c.s.b.opts.Logger; l != nil {
 		l.Log(context.Background(), level, msg, append(args, "topic", c.s.topic.name, "group", c.group)...)
@@ -303,11 +152,24 @@ func (c *GroupConsumer) Partitions() []int32 {
 
 // Pause does what broker.GroupConsumer promises; it ends with the assignment.
 func (c *GroupConsumer) Pause(partitions ...int32) {
+	c.mu.Lock()
+	for _, p := range partitions {
+		c.paused[p] = true
+	}
+	c.mu.Unlock()
 	c.client.PauseFetchPartitions(map[string][]int32{c.s.topic.name: partitions})
 }
 
 // Resume undoes Pause.
 func (c *GroupConsumer) Resume(partitions ...int32) {
+	c.mu.Lock()
+	for _, p := range partitions {
+		delete(c.paused, p)
+	}
+	if c.wake != nil && c.stocked() {
+		c.wake()
+	}
+	c.mu.Unlock()
 	c.client.ResumeFetchPartitions(map[string][]int32{c.s.topic.name: partitions})
 }
 
@@ -354,6 +216,7 @@ func (c *GroupConsumer) onRevoked(ctx context.Context, _ *kgo.Client, m map[stri
 	c.seq++
 	for _, p := range ps {
 		c.holds[p].revoking = true
+		c.drop(c.holds[p])
 	}
 	c.mu.Unlock()
 	if c.opts.OnRevoked != nil {
@@ -388,6 +251,7 @@ func (c *GroupConsumer) endHolds(ps []int32) {
 	for _, p := range ps {
 		if h := c.holds[p]; h != nil {
 			h.a.End()
+			c.drop(h)
 			delete(c.holds, p)
 			c.ended[p] = c.seq
 		}
@@ -423,6 +287,7 @@ func (c *GroupConsumer) Close() error {
 			c.ended[p] = c.seq
 		}
 		clear(c.holds)
+		c.ahead = nil
 		c.mu.Unlock()
 		if c.callback.Load() > 0 {
 			go c.leave()
@@ -442,6 +307,7 @@ func (c *GroupConsumer) moveTo(h *hold, n int64, back bool) {
 		c.mu.Unlock()
 		return
 	}
+	c.drop(h)
 	h.moved, h.start, h.next, h.base = math.MaxUint64, n, n, n // until the client has moved
 	if back {
 		h.committed = -1

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/queuestream/broker"
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -297,9 +296,5 @@ func (s *span) take(in []*kgo.Record, next int64) []*broker.Record {
 		n--
 	}
 	s.next = max(s.next, next)
-	return records(oneFetch(in[:n]), func(kadm.TopicID, *kgo.FetchPartition) (*broker.Assignment, bool) { return nil, true })
-}
-
-func oneFetch(in []*kgo.Record) kgo.Fetches {
-	return kgo.Fetches{{Topics: []kgo.FetchTopic{{Partitions: []kgo.FetchPartition{{Records: in}}}}}}
+	return appendRecords(make([]*broker.Record, 0, n), in[:n], nil)
 }

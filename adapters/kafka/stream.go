@@ -7,7 +7,6 @@ import (
 	"sync/atomic"
 
 	"github.com/queuestream/broker"
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
@@ -263,49 +262,19 @@ func (s *Stream) Close() error {
 	return errors.Join(errs...)
 }
 
-// records translates what was fetched, in one slab, and gives the client back
-// the memory of its records. stamp returns the
-// assignment of a partition of a topic, and whether its records are wanted.
-func records(fetches kgo.Fetches, stamp func(id kadm.TopicID, p *kgo.FetchPartition) (*broker.Assignment, bool)) []*broker.Record {
-	n, headers := 0, 0
-	for i := range fetches {
-		for j := range fetches[i].Topics {
-			for k := range fetches[i].Topics[j].Partitions {
-				for _, r := range fetches[i].Topics[j].Partitions[k].Records {
-					n++
-					headers += len(r.Headers)
-				}
-			}
-		}
+// appendRecords translates in, in one slab, appends that to out, and gives the
+// client back the memory of its records.
+func appendRecords(out []*broker.Record, in []*kgo.Record, a *broker.Assignment) []*broker.Record {
+	headers := 0
+	for _, r := range in {
+		headers += len(r.Headers)
 	}
-	if n == 0 {
-		return nil
-	}
-	slab := make([]broker.Record, n)
-	out := make([]*broker.Record, 0, n)
+	slab := make([]broker.Record, len(in))
 	hs := headerSlab{make(broker.Headers, 0, headers)}
-	for i := range fetches {
-		for j := range fetches[i].Topics {
-			for k := range fetches[i].Topics[j].Partitions {
-				p := &fetches[i].Topics[j].Partitions[k]
-				if len(p.Records) == 0 {
-					continue
-				}
-				a, wanted := stamp(fetches[i].Topics[j].TopicID, p)
-				if !wanted {
-					continue
-				}
-				for _, in := range p.Records {
-					r := &slab[len(out)]
-					toRecord(r, in, a, &hs)
-					out = append(out, r)
-					in.Recycle()
-				}
-			}
-		}
-	}
-	if len(out) == 0 {
-		return nil
+	for i, r := range in {
+		toRecord(&slab[i], r, a, &hs)
+		out = append(out, &slab[i])
+		r.Recycle()
 	}
 	return out
 }

@@ -122,6 +122,7 @@ func (c *GroupConsumer) rewind() {
 		if h.next < 0 || h.next == h.base {
 			continue
 		}
+		c.drop(h)
 		h.start, h.moved = h.base, math.MaxUint64
 		c.retry = append(c.retry, p)
 	}

@@ -1,0 +1,173 @@
+package kafka_test
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/queuestream/broker"
+	"github.com/queuestream/broker/adapters/kafka"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+)
+
+// A pollCount counts the polls of a client's buffer.
+type pollCount struct{ n atomic.Int64 }
+
+func (p *pollCount) OnPollStart(context.Context) { p.n.Add(1) }
+
+// ahead returns a member that was handed one of n records of a partition; the
+// others were fetched with it.
+func ahead(t *testing.T, o *kafka.Options, n int) (broker.GroupConsumer, *broker.Record) {
+	s := declare(t, open(t, o), broker.StreamConfig{Partitions: 1})
+	publish(t, s, n)
+	m := member(t, s, name(t), nil)
+	return m, receive(t, m, 1)[0]
+}
+
+func wantOffset(t *testing.T, r *broker.Record, n int64) {
+	t.Helper()
+	if r.Offset() != broker.NewOffset(n) {
+		t.Errorf("record at %v, want %d", r.Offset(), n)
+	}
+}
+
+// What was fetched ahead of a pause stays, and ends the Receive that waits once
+// the pause ends.
+func TestPauseHoldsWhatIsAhead(t *testing.T) {
+	onBrokers(t, func(t *testing.T, o *kafka.Options) {
+		var polls pollCount
+		counted := *o
+		counted.Client = append(counted.Client, kgo.WithHooks(&polls))
+		m, _ := ahead(t, &counted, 10)
+		m.Pause(0)
+		before := polls.n.Load()
+		got := make(chan []*broker.Record, 1)
+		go func() { got <- receive(t, m, 2) }()
+		eventually(t, "a poll that waits", func() bool { return polls.n.Load() >= before+2 })
+		select {
+		case rs := <-got:
+			t.Fatalf("%d records of a paused partition", len(rs))
+		default:
+		}
+		began := time.Now()
+		m.Resume(0)
+		rs := <-got
+		if took := time.Since(began); took > 2*time.Second {
+			t.Errorf("the Receive that waited came %v after the resume", took)
+		}
+		wantOffset(t, rs[0], 1)
+		wantOffset(t, rs[1], 2)
+		if n := polls.n.Load() - before; n > 4 {
+			t.Errorf("%d polls: a Receive of what is paused spins", n)
+		}
+	})
+}
+
+// A seek and a rebalance forget what was fetched ahead.
+func TestWhatIsAheadEndsWithItsPosition(t *testing.T) {
+	onBrokers(t, func(t *testing.T, o *kafka.Options) {
+		ctx := testContext(t)
+		m, r := ahead(t, o, 10)
+		if err := m.Seek(ctx, 0, broker.AtOffset(broker.NewOffset(7))); err != nil {
+			t.Fatal(err)
+		}
+		wantOffset(t, receive(t, m, 1)[0], 7)
+		if err := m.Seek(ctx, 0, broker.Earliest()); err != nil {
+			t.Fatal(err)
+		}
+		for i, r := range receive(t, m, 5) {
+			wantOffset(t, r, int64(i))
+		}
+		if err := m.Commit(ctx, r); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Seek(ctx, 0, broker.Committed()); err != nil {
+			t.Fatal(err)
+		}
+		for i, r := range receive(t, m, 9) {
+			wantOffset(t, r, int64(1+i))
+		}
+	})
+}
+
+// Calls of Receive at the same time get each record once.
+func TestReceiveSideBySide(t *testing.T) {
+	onBrokers(t, func(t *testing.T, o *kafka.Options) {
+		const n = 2000
+		m, first := ahead(t, o, n)
+		ctx, cancel := context.WithCancel(testContext(t))
+		defer cancel()
+		var (
+			mu   sync.Mutex
+			seen = map[broker.Offset]int{first.Offset(): 1}
+			wg   sync.WaitGroup
+		)
+		for range 4 {
+			wg.Go(func() {
+				for {
+					rs, err := m.Receive(ctx, 7)
+					if err != nil {
+						if ctx.Err() == nil {
+							t.Error(err)
+						}
+						return
+					}
+					mu.Lock()
+					for _, r := range rs {
+						seen[r.Offset()]++
+					}
+					if len(seen) == n {
+						cancel()
+					}
+					mu.Unlock()
+				}
+			})
+		}
+		wg.Wait()
+		for o, times := range seen {
+			if times != 1 {
+				t.Errorf("record %v was handed out %d times", o, times)
+			}
+		}
+		if len(seen) != n {
+			t.Errorf("%d records, want %d", len(seen), n)
+		}
+	})
+}
+
+// While records are handed out, more are fetched, once and not without bound:
+// what a member that nobody asks holds is one fetch, and another ahead.
+func TestReadsAheadWithinBounds(t *testing.T) {
+	ctx := testContext(t)
+	cluster := fake(t)
+	var fetched atomic.Int64
+	cluster.ControlKey(kmsg.Fetch.Int16(), func(req kmsg.Request) (kmsg.Response, error, bool) { //nolint:revive // kfake's order
+		cluster.KeepControl()
+		for _, t := range req.(*kmsg.FetchRequest).Topics { //nolint:forcetypeassert // by its key
+			for _, p := range t.Partitions {
+				fetched.Store(max(fetched.Load(), p.FetchOffset))
+			}
+		}
+		return nil, nil, false
+	})
+	s := declare(t, open(t, &kafka.Options{
+		Brokers: cluster.ListenAddrs(), FetchMaxPartitionBytes: 10_000, FetchMaxWait: 10 * time.Millisecond, Compression: "none",
+	}), broker.StreamConfig{Partitions: 1})
+	for range 100 {
+		if _, err := s.Publish(ctx, broker.Record{Value: make([]byte, 1000)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m := member(t, s, name(t), nil)
+	receive(t, m, 1)
+	eventually(t, "the fetch ahead", func() bool { return fetched.Load() > 0 })
+	for i := int64(1); i < 100; i++ {
+		wantOffset(t, receive(t, m, 1)[0], i)
+		if f := fetched.Load(); f > i+40 {
+			t.Fatalf("after %d records a fetch begins at %d", i, f)
+		}
+	}
+}
