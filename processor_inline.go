@@ -15,6 +15,9 @@ const (
 	// about what it costs to hand them to lanes.
 	inlineBase = 20 * time.Microsecond
 	inlineEach = time.Microsecond
+	// lanesEach is how long lanes may take for a record, on average, where it
+	// may be quicker without them.
+	lanesEach = 4 * time.Microsecond
 )
 
 // An inlineRun is records that the fetching goroutine handles itself, one after
@@ -24,6 +27,7 @@ const (
 // then all but the record under way go to lanes, and another goroutine fetches.
 type inlineRun struct {
 	at      time.Time // of receipt
+	began   time.Time
 	records []*Record
 	spans   []inlineSpan // of records, in order
 	// claimed is how many of records were begun; more than there are: all have
@@ -53,13 +57,63 @@ func (r *processorRun) mayInline(now time.Time) bool {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.inHand == 0 && r.busy == 0 && !now.Before(r.inlineFrom) // what is lost is not in hand, and may be under way
+	if !r.empty() && !now.Before(r.inlineFrom) && (r.hiccup || r.lanesAreQuick(now)) {
+		r.awaitEmpty()
+	}
+	r.hiccup = false
+	return r.empty() && !now.Before(r.inlineFrom)
+}
+
+// lanesAreQuick tells whether the handlers were, since all was left to lanes.
+// r.mu is held.
+func (r *processorRun) lanesAreQuick(now time.Time) bool {
+	n := r.p.counters.handled.Load() - r.handledThen
+	return now.Sub(r.lanesSince) <= time.Duration(n)*lanesEach
+}
+
+// empty tells whether nothing is in hand; what is lost is not in hand, and may
+// be under way. r.mu is held.
+func (r *processorRun) empty() bool { return r.inHand == 0 && r.busy == 0 }
+
+// awaitEmpty waits for lanes to have done what is in hand; if that takes long,
+// all is left to them for a while, the longer the more often that was so.
+// Without the wait lanes would go on with quick handlers for good, since
+// something would always be in hand. r.mu is held, but not while it waits.
+func (r *processorRun) awaitEmpty() {
+	emptied := make(chan struct{})
+	r.emptied = emptied
+	patience := max(inlinePatience, time.Duration(r.inHand)*lanesEach)
+	r.tellEmpty()
+	r.mu.Unlock()
+	ok := waitFor(emptied, patience)
+	r.mu.Lock()
+	if r.emptied = nil; ok {
+		r.inVain = 0
+		return
+	}
+	r.pauseInline(inlinePause << r.inVain)
+	r.inVain = min(r.inVain+1, 5)
+}
+
+// pauseInline leaves all to lanes for d. r.mu is held.
+func (r *processorRun) pauseInline(d time.Duration) {
+	r.lanesSince = time.Now()
+	r.inlineFrom = r.lanesSince.Add(d)
+	r.handledThen = r.p.counters.handled.Load()
+}
+
+// tellEmpty ends the wait for nothing to be in hand. r.mu is held.
+func (r *processorRun) tellEmpty() {
+	if r.emptied != nil && r.empty() {
+		close(r.emptied)
+		r.emptied = nil
+	}
 }
 
 // dispatchInline is dispatch where all may be handled inline; what ends a
 // partition is not, since others look for that in the windows.
 func (r *processorRun) dispatchInline(rs []*Record, now time.Time) (relieved bool) {
-	in := &inlineRun{at: now, records: make([]*Record, 0, len(rs))}
+	in := &inlineRun{at: now, began: time.Now(), records: make([]*Record, 0, len(rs))}
 	a := admission{run: r}
 	r.mu.Lock()
 	for _, rec := range rs {
@@ -80,6 +134,7 @@ func (r *processorRun) dispatchInline(rs []*Record, now time.Time) (relieved boo
 		}
 		r.pauseFull(now)
 		r.wakeLanes()
+		r.hiccup = true
 		r.mu.Unlock()
 		r.tellPauses()
 		return false
@@ -137,6 +192,7 @@ func (r *processorRun) runInline(in *inlineRun) (relieved bool) {
 		r.conclude(in.running, &res)
 		r.busy--
 		r.signal()
+		r.tellEmpty()
 	}
 	if !in.relieved {
 		r.judge(in)
@@ -149,13 +205,20 @@ func (r *processorRun) runInline(in *inlineRun) (relieved bool) {
 	return relieved
 }
 
-// judge leaves all to lanes for a while when handlers are not quick. Once may
-// have been a pause of the garbage collector's, or the machine's. r.mu is held.
+// judge counts what tells that handlers are not quick. r.mu is held.
 func (r *processorRun) judge(in *inlineRun) {
-	if time.Since(in.at) <= inlineBase+time.Duration(len(in.records))*inlineEach {
+	if time.Since(in.began) <= inlineBase+time.Duration(len(in.records))*inlineEach {
 		r.slow = 0
-	} else if r.slow++; r.slow > 1 {
-		r.inlineFrom = in.at.Add(inlinePause)
+	} else {
+		r.wasSlow()
+	}
+}
+
+// wasSlow leaves all to lanes for a while when handlers are not quick. Once may
+// have been a pause of the garbage collector's, or the machine's. r.mu is held.
+func (r *processorRun) wasSlow() {
+	if r.slow++; r.slow > 1 {
+		r.pauseInline(inlinePause)
 	}
 }
 
@@ -236,7 +299,8 @@ func (r *processorRun) relieve(in *inlineRun) {
 	in.relieved = !in.ended && in.running != nil
 	relieved := in.relieved
 	if relieved {
-		r.inlineFrom = time.Now().Add(inlinePause)
+		r.wasSlow()
+		r.hiccup = r.slow == 1
 	}
 	r.mu.Unlock()
 	if relieved {

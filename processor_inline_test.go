@@ -2,6 +2,9 @@ package broker_test
 
 import (
 	"context"
+	"runtime"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -12,7 +15,7 @@ import (
 )
 
 // A handler that blocks holds up what was received with its record for a
-// millisecond, and nothing that is received later.
+// millisecond, what comes next for another, and nothing that is received later.
 func TestProcessorHandlerThatBlocksHoldsUpLittle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := brokertest.NewStream("events", 1)
@@ -23,7 +26,7 @@ func TestProcessorHandlerThatBlocksHoldsUpLittle(t *testing.T) {
 			if string(r.Key) == "k0" {
 				<-free
 			}
-			if handled.Add(1) == 198 && time.Since(began) > 3*time.Millisecond { // but those of k0
+			if handled.Add(1) == 4*99 && time.Since(began) > 3*time.Millisecond { // but those of k0
 				t.Errorf("others waited for %v", time.Since(began))
 			}
 			return nil
@@ -33,17 +36,22 @@ func TestProcessorHandlerThatBlocksHoldsUpLittle(t *testing.T) {
 		if n, st := handled.Load(), p.Stats(); n != 99 || st.Handlers != 1 || st.Partitions[0].InHand != 100 {
 			t.Errorf("%d of 99 handled after 2 ms, stats %+v", n, st)
 		}
-		fill(t, s, 100, 100)
-		advance(time.Millisecond)
-		if n, st := handled.Load(), p.Stats(); n != 198 || st.Handled != 198 {
-			t.Errorf("%d of 198 handled after 3 ms, stats %+v", n, st)
+		for i := range int64(3) {
+			fill(t, s, 100, 100)
+			if i == 0 {
+				advance(time.Millisecond)
+			}
+			synctest.Wait()
+			if n, st := handled.Load(), p.Stats(); n != 99*(i+2) || st.Handled != n {
+				t.Errorf("%d of %d handled while one blocks, stats %+v", n, 99*(i+2), st)
+			}
 		}
 		close(free)
 		if err := stop(); err != nil {
 			t.Fatal(err)
 		}
-		if n := s.Committed("g", 0); n != 200 {
-			t.Errorf("committed %d of 200", n)
+		if n := s.Committed("g", 0); n != 400 {
+			t.Errorf("committed %d of 400", n)
 		}
 	})
 }
@@ -101,4 +109,63 @@ func TestProcessorQuickHandlersEndWithTheHold(t *testing.T) {
 			t.Errorf("committed %d under a hold that had ended", n)
 		}
 	})
+}
+
+// handledInline tells whether a handler runs on the goroutine that fetches.
+func handledInline() bool {
+	frames := runtime.CallersFrames(func() []uintptr {
+		pcs := make([]uintptr, 64)
+		return pcs[:runtime.Callers(2, pcs)]
+	}())
+	for {
+		f, more := frames.Next()
+		if strings.HasSuffix(f.Function, ".runInline") {
+			return true
+		}
+		if !more {
+			return false
+		}
+	}
+}
+
+// Lanes that take over from quick handlers, once or for a while, give back what
+// comes next, though there is always more.
+func TestProcessorLanesGiveBackQuickHandlers(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		records int
+		slow    []int // of the records that are handled, which take longer
+		lanes   int   // of the records, how many they may handle
+	}{
+		{"after one that was slow", 10_000, []int{300}, 512},
+		{"after one that was slow, twice", 20_000, []int{300, 10_000}, 2 * 512},
+		{"after slow ones in a row", 100_000, []int{300, 700}, 60_000},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := brokertest.NewStream("events", 1)
+				fill(t, s, tt.records, 100)
+				var handled, inLanes int
+				p := &broker.Processor{Stream: s, Group: "g", Logger: quiet, Concurrency: 1, Handler: func(context.Context, *broker.Record) error {
+					took := time.Microsecond
+					if handled++; slices.Contains(tt.slow, handled) {
+						took = 1200 * time.Microsecond
+					}
+					if !handledInline() {
+						inLanes++
+					}
+					time.Sleep(took)
+					return nil
+				}}
+				stop := start(t, p)
+				advance(time.Minute)
+				if err := stop(); err != nil {
+					t.Fatal(err)
+				}
+				if handled != tt.records || inLanes == 0 || inLanes > tt.lanes {
+					t.Errorf("%d of %d handled, %d of them in lanes, want at most %d", handled, tt.records, inLanes, tt.lanes)
+				}
+			})
+		})
+	}
 }

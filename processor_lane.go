@@ -43,6 +43,7 @@ func (r *processorRun) lane() {
 			r.conclude(t, &results[i])
 		}
 		r.busy--
+		r.tellEmpty()
 		clear(tasks)
 	}
 }

@@ -132,9 +132,8 @@ func (r *processorRun) untilLoop() {
 func (r *processorRun) allReached(arrivals map[int32]int64) (bool, error) {
 	var ask []int32
 	from := map[int32]*Record{}
-	busy := false
 	r.mu.Lock()
-	r.takeOver()
+	busy := r.inline != nil
 	for _, id := range r.until.all {
 		pt := r.parts[id]
 		switch {

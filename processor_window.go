@@ -34,23 +34,28 @@ type processorRun struct {
 
 	pausing sync.Mutex // held while the consumer is told to pause or resume; taken before mu
 
-	mu         sync.Mutex
-	cond       *sync.Cond // something is ready, or the lanes are to end
-	consumer   GroupConsumer
-	parts      map[int32]*partition
-	handed     map[int32]bool // partitions handed over and not assigned anew: what comes of them is the next member's
-	ready      fifo[*task]
-	inline     *inlineRun // what the fetching goroutine handles itself
-	inHand     int        // tasks ready, running, waiting or in back-off
-	waiting    int        // lanes that wait
-	busy       int        // lanes, and goroutines that fetched, that handle something in a window
-	hurry      bool       // batches do not wait to fill: something drains
-	closing    bool
-	failure    error
-	slow       int       // in a row, of those
-	inlineFrom time.Time // when to try that again
-	due        time.Time // of the next commit; zero: none
-	idle       bool      // due was moved up since nothing is in hand
+	mu          sync.Mutex
+	cond        *sync.Cond // something is ready, or the lanes are to end
+	consumer    GroupConsumer
+	parts       map[int32]*partition
+	handed      map[int32]bool // partitions handed over and not assigned anew: what comes of them is the next member's
+	ready       fifo[*task]
+	inline      *inlineRun // what the fetching goroutine handles itself
+	inHand      int        // tasks ready, running, waiting or in back-off
+	waiting     int        // lanes that wait
+	busy        int        // lanes, and goroutines that fetched, that handle something in a window
+	hurry       bool       // batches do not wait to fill: something drains
+	closing     bool
+	failure     error
+	slow        int           // in a row, of what was handled inline
+	inlineFrom  time.Time     // when to try that again
+	lanesSince  time.Time     // when all was last left to lanes
+	handledThen int64         // how many were by then
+	inVain      int           // waits in a row for lanes to have done all
+	hiccup      bool          // lanes have something of handlers that may be quick all the same
+	emptied     chan struct{} // closed once nothing is in hand; nil: nobody waits for that
+	due         time.Time     // of the next commit; zero: none
+	idle        bool          // due was moved up since nothing is in hand
 }
 
 // A partition is one assignment and the window of its records.

@@ -171,7 +171,7 @@ func rawKafka(_ context.Context, p place) (rig, error) {
 			defer c.Close()
 			since := 0
 			for more := true; more; {
-				fs := c.PollRecords(ctx, 5000)
+				fs := c.PollFetches(ctx) // all there is, so that the next fetch is under way meanwhile
 				if err := fs.Err0(); err != nil {
 					return unlessEnded(ctx, err)
 				}

@@ -29,13 +29,14 @@ type GroupConsumer struct {
 	callback atomic.Int32  // of the program, running now
 	commits  chan struct{} // one commit at a time
 	polls    chan struct{} // one poll at a time
+	pausing  sync.Mutex    // while the client is told of a pause or of its end
 
 	mu     sync.Mutex
 	holds  map[int32]*hold
 	seq    uint64             // counts what happens to holds
 	ended  map[int32]uint64   // when the last hold of a partition ended
 	retry  []int32            // partitions whose position is to be set again
-	paused map[int32]bool     // by the program
+	paused map[int32]bool     // by the program; true: and the client was told
 	ahead  []*hold            // those with records ahead, in the order of the fetches
 	wake   context.CancelFunc // ends the poll that waits; nil: none does
 }
@@ -48,6 +49,7 @@ type hold struct {
 	moved     uint64        // when it was
 	next      int64         // after the last record handed out; negative: none was
 	ahead     []*kgo.Record // fetched and not handed out yet
+	parts     int           // of fetches, that ahead is of
 	committed int64         // the highest stored since start; negative: nothing
 	base      int64         // where the group resumes: start, or what was stored since; negative: ask the broker
 	revoking  bool
@@ -151,26 +153,64 @@ func (c *GroupConsumer) Partitions() []int32 {
 }
 
 // Pause does what broker.GroupConsumer promises; it ends with the assignment.
+// What comes all the same is kept; see pauseClient.
 func (c *GroupConsumer) Pause(partitions ...int32) {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	for _, p := range partitions {
+		if _, paused := c.paused[p]; !paused {
+			c.paused[p] = false
+		}
+	}
+}
+
+// pauseClient tells the client of the pauses once as much may lie ahead of them
+// as in a whole fetch. It would throw away what it has of those partitions, and
+// fetch without them: one that is resumed then waits for what others have, up
+// to FetchMaxWait. A short pause is not worth that.
+func (c *GroupConsumer) pauseClient() {
+	c.pausing.Lock()
+	defer c.pausing.Unlock()
+	var tell []int32
+	parts := 0
+	c.mu.Lock()
+	for _, h := range c.ahead {
+		if told, paused := c.paused[h.a.Partition]; paused && !told {
+			tell = append(tell, h.a.Partition)
+			parts += h.parts
+		}
+	}
+	if parts <= c.s.b.opts.FetchMaxBytes/c.s.b.opts.FetchMaxPartitionBytes {
+		tell = nil
+	}
+	for _, p := range tell {
 		c.paused[p] = true
 	}
 	c.mu.Unlock()
-	c.client.PauseFetchPartitions(map[string][]int32{c.s.topic.name: partitions})
+	if len(tell) > 0 {
+		c.client.PauseFetchPartitions(map[string][]int32{c.s.topic.name: tell})
+	}
 }
 
 // Resume undoes Pause.
 func (c *GroupConsumer) Resume(partitions ...int32) {
+	c.pausing.Lock()
+	defer c.pausing.Unlock()
+	var tell []int32
 	c.mu.Lock()
 	for _, p := range partitions {
+		if c.paused[p] {
+			tell = append(tell, p)
+		}
 		delete(c.paused, p)
 	}
 	if c.wake != nil && c.stocked() {
 		c.wake()
 	}
 	c.mu.Unlock()
-	c.client.ResumeFetchPartitions(map[string][]int32{c.s.topic.name: partitions})
+	if len(tell) > 0 {
+		c.client.ResumeFetchPartitions(map[string][]int32{c.s.topic.name: tell})
+	}
 }
 
 func (c *GroupConsumer) onAssigned(_ context.Context, _ *kgo.Client, m map[string][]int32) {

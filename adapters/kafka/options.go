@@ -54,9 +54,9 @@ type Options struct {
 	FetchMaxWait time.Duration
 	// FetchMinBytes is how much a fetch waits for. Zero: 1.
 	FetchMinBytes int
-	// FetchMaxBytes bounds one fetch of one broker. A group's member holds two of
-	// them at most: one that is handed out, and one that is fetched meanwhile.
-	// Zero: 50 MiB.
+	// FetchMaxBytes bounds one fetch of one broker. A group's member holds what
+	// it hands out, what is fetched meanwhile, and of paused partitions about as
+	// much again. Zero: 50 MiB.
 	FetchMaxBytes int
 	// FetchMaxPartitionBytes bounds the part of one partition. Zero: 1 MiB.
 	FetchMaxPartitionBytes int

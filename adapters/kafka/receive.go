@@ -57,6 +57,7 @@ func (c *GroupConsumer) poll(ctx context.Context) error {
 	if more {
 		return nil
 	}
+	c.pauseClient()
 	fetches := c.client.PollFetches(nil) //nolint:staticcheck // nil: what is there, without waiting
 	if len(fetches) == 0 {
 		fetches = c.wait(ctx)
@@ -108,7 +109,13 @@ func (c *GroupConsumer) now() (seq uint64, more bool) {
 
 // stocked tells whether hand has something. c.mu is held.
 func (c *GroupConsumer) stocked() bool {
-	return slices.ContainsFunc(c.ahead, func(h *hold) bool { return !c.paused[h.a.Partition] })
+	return slices.ContainsFunc(c.ahead, c.open)
+}
+
+// open tells whether the program has not paused a partition. c.mu is held.
+func (c *GroupConsumer) open(h *hold) bool {
+	_, paused := c.paused[h.a.Partition]
+	return !paused
 }
 
 // stock keeps what was fetched with the holds under which it was, and reports
@@ -134,10 +141,11 @@ func (c *GroupConsumer) stock(fetches kgo.Fetches, seq uint64) (some bool) {
 			}
 			if len(h.ahead) == 0 {
 				c.ahead = append(c.ahead, h)
-				h.ahead = p.Records
+				h.ahead, h.parts = p.Records, 0
 			} else {
 				h.ahead = append(h.ahead, p.Records...)
 			}
+			h.parts++
 			some = true
 		})
 	})
@@ -150,7 +158,7 @@ func (c *GroupConsumer) hand(max int) []*broker.Record {
 	defer c.mu.Unlock()
 	n := 0
 	for _, h := range c.ahead {
-		if !c.paused[h.a.Partition] {
+		if c.open(h) {
 			n += len(h.ahead)
 		}
 	}
@@ -159,7 +167,7 @@ func (c *GroupConsumer) hand(max int) []*broker.Record {
 	}
 	out := make([]*broker.Record, 0, min(n, max))
 	c.ahead = slices.DeleteFunc(c.ahead, func(h *hold) bool {
-		if n := min(max-len(out), len(h.ahead)); n > 0 && !c.paused[h.a.Partition] {
+		if n := min(max-len(out), len(h.ahead)); n > 0 && c.open(h) {
 			h.next = h.ahead[n-1].Offset + 1
 			out = appendRecords(out, h.ahead[:n], h.a)
 			clear(h.ahead[:n])
