@@ -132,7 +132,7 @@ func (rt *Route) Lag(ctx context.Context) ([]broker.PartitionLag, error) {
 }
 
 // group is the consumer group. It may be asked for while Run begins.
-func (rt *Route) group() string { return orDefault(rt.Group, "bridge-"+rt.Name) }
+func (rt *Route) group() string { return orDefault(rt.Group, defaultGroup(rt.Name)) }
 
 // sameGroupBatch is how many records a lane takes at once with BatchSameGroup,
 // what a request to SQS holds.

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/queuestream/broker"
 	"github.com/queuestream/broker/bridge/blob"
@@ -32,6 +34,9 @@ func Build(ctx context.Context, c *Config, o Openers) (_ *Set, err error) {
 	for i := range c.Routes {
 		r := &c.Routes[i]
 		rt, err := s.build(ctx, c, r, o)
+		if _, ok := errors.AsType[*ConfigError](err); ok {
+			return nil, err
+		}
 		if err != nil {
 			return nil, fmt.Errorf("route %s: %w", r.Name, err)
 		}
@@ -73,7 +78,7 @@ func (s *Set) broker(ctx context.Context, c *Config, name string, o Openers) (br
 	}
 	b, err := o.Brokers.Open(ctx, c.Brokers[name])
 	if err != nil {
-		return nil, fmt.Errorf("broker %s: %w", name, err)
+		return nil, fmt.Errorf("broker %s: %w", name, c.mistake("brokers."+name, err))
 	}
 	s.brokers[name] = b
 	return b, nil
@@ -89,7 +94,7 @@ func (s *Set) build(ctx context.Context, c *Config, r *RouteConfig, o Openers) (
 		return nil, err
 	}
 	rt := &Route{
-		Name: r.Name, Group: r.Source.Group, Start: start,
+		Name: r.Name, Group: r.Group(), Start: start,
 		Poison: PoisonPolicy(r.Poison.Policy), Attempts: r.Poison.Attempts, TooLarge: SizePolicy(r.TooLarge.Policy),
 		Concurrency: r.Concurrency, Window: r.Window.Records, MaxAge: r.Window.Age,
 		BatchSameGroup: r.BatchSameGroup, RateLimit: r.RateLimit,
@@ -109,7 +114,7 @@ func (s *Set) build(ctx context.Context, c *Config, r *RouteConfig, o Openers) (
 		return nil, err
 	}
 	if rt.Source, err = source.Stream(ctx, r.Source.Stream, nil); err != nil {
-		return nil, fmt.Errorf("source: %w", err)
+		return nil, fmt.Errorf("source: %w", c.mistake(r.path+".source.stream", err))
 	}
 	rt.ReadCommitted = rt.Source.Capabilities().Transactions
 	if r.Source.ReadCommitted != nil {
@@ -123,10 +128,10 @@ func (s *Set) build(ctx context.Context, c *Config, r *RouteConfig, o Openers) (
 		rt.TargetFor = chooseQueue(target, m)
 	} else {
 		if rt.Target, err = target.Queue(ctx, m.queue.literal, nil); err != nil {
-			return nil, fmt.Errorf("target: %w", err)
+			return nil, fmt.Errorf("target: %w", c.mistake(r.path+".target.queue", err))
 		}
-		if err := m.fits(rt.Target.Capabilities()); err != nil {
-			return nil, fmt.Errorf("target %s: %w", rt.Target.Name(), err)
+		if field, err := m.fits(rt.Target.Capabilities()); err != nil {
+			return nil, c.mistake(r.path+".task."+field, fmt.Errorf("queue %s: %w", rt.Target.Name(), err))
 		}
 	}
 	if r.Poison.Queue != "" {
@@ -135,31 +140,81 @@ func (s *Set) build(ctx context.Context, c *Config, r *RouteConfig, o Openers) (
 			return nil, err
 		}
 		if rt.DeadLetter, err = dead.Queue(ctx, r.Poison.Queue, nil); err != nil {
-			return nil, fmt.Errorf("poison: %w", err)
+			return nil, fmt.Errorf("poison: %w", c.mistake(r.path+".poison.queue", err))
 		}
 	}
 	if r.TooLarge.Store != "" {
 		if rt.Blobs, err = openBlobs(ctx, r.TooLarge.Store, o); err != nil {
-			return nil, fmt.Errorf("too_large: %w", err)
+			return nil, fmt.Errorf("too_large: %w", c.mistake(r.path+".too_large.store", err))
 		}
 	}
 	return rt, nil
 }
 
-// fits tells what the queue cannot honour of the mapping, before it would turn
-// every record into poison.
-func (m *mapper) fits(c broker.QueueCapabilities) error {
+// fits tells which field of the mapping the queue cannot honour and why, before
+// it would turn every record into poison.
+func (m *mapper) fits(c broker.QueueCapabilities) (field string, err error) {
+	delay, priority := time.Duration(0), 0 // of literals, which are valid
+	if m.delay.program == nil {
+		delay, _ = parseDelay(m.delay.literal)
+	}
+	if m.priority.program == nil {
+		priority, _ = parsePriority(m.priority.literal)
+	}
 	switch {
 	case !m.group.isZero() && !c.Groups:
-		return broker.Unsupported("task.group: the queue has no groups")
+		return "group", broker.Unsupported("the queue has no groups")
 	case !m.dedup.isZero() && !c.Dedup:
-		return broker.Unsupported("task.dedup: the queue does not deduplicate")
+		return "dedup", broker.Unsupported("the queue does not deduplicate")
 	case !m.delay.isZero() && !c.Delay:
-		return broker.Unsupported("task.delay: the queue has no delay per message")
+		return "delay", broker.Unsupported("the queue has no delay per message")
+	case c.MaxDelay > 0 && delay > c.MaxDelay:
+		return "delay", broker.Unsupported("%v, the longest is %v", delay, c.MaxDelay)
 	case !m.priority.isZero() && c.MaxPriority == 0:
-		return broker.Unsupported("task.priority: the queue has no priorities")
+		return "priority", broker.Unsupported("the queue has no priorities")
+	case priority > c.MaxPriority:
+		return "priority", broker.Unsupported("%d, the highest is %d", priority, c.MaxPriority)
 	}
-	return nil
+	return "", nil
+}
+
+// mistake makes err one in the configuration, if no start will ever get past it.
+func (c *Config) mistake(field string, err error) error {
+	if broker.IsTemporary(err) || !errors.Is(err, broker.ErrInvalid) && !errors.Is(err, broker.ErrUnsupported) {
+		return err
+	}
+	return &ConfigError{Problems: []Problem{c.Problem(field, err.Error(), "")}}
+}
+
+// Check finds mistakes in the URLs of a configuration (a scheme that nothing
+// opens, an unknown parameter), and reaches nothing. Its error is a
+// *ConfigError.
+func (o Openers) Check(ctx context.Context, c *Config) error {
+	ctx, cancel := context.WithCancel(ctx)
+	cancel() // a URL is read before anything is reached
+	var problems []Problem
+	add := func(field string, err error) {
+		if e, ok := errors.AsType[*ConfigError](c.mistake(field, err)); ok {
+			problems = append(problems, e.Problems...)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Brokers)) {
+		b, err := o.Brokers.Open(ctx, c.Brokers[name])
+		if err == nil {
+			err = b.Close()
+		}
+		add("brokers."+name, err)
+	}
+	for _, r := range c.Routes {
+		if r.TooLarge.Store != "" {
+			_, err := openBlobs(ctx, r.TooLarge.Store, o)
+			add(r.path+".too_large.store", err)
+		}
+	}
+	if problems == nil {
+		return nil
+	}
+	return &ConfigError{Problems: problems}
 }
 
 // MaxQueues bounds the queues that an expression may choose among.
@@ -241,6 +296,9 @@ func openBlobs(ctx context.Context, rawURL string, o Openers) (blob.Store, error
 		return nil, err
 	}
 	if u.Scheme == "file" {
+		if u.Path == "" || u.Host != "" {
+			return nil, broker.Invalid("blob store %q: want file:///directory", rawURL)
+		}
 		return blob.Dir{Path: u.Path}, nil
 	}
 	if open, ok := o.Blobs[u.Scheme]; ok {

@@ -1,6 +1,9 @@
 package bridge
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
 // A Config is what bridge.yaml holds: the brokers by name, and the routes
 // between them. Fields whose comment says "expression" take a literal, or an
@@ -11,6 +14,20 @@ type Config struct {
 	Brokers map[string]string `yaml:"brokers"` // name: URL
 	Routes  []RouteConfig     `yaml:"routes"`
 	Worker  WorkerConfig      `yaml:"worker"` // read by cmd/bridge alone
+
+	file  string         // that Load read
+	lines map[string]int // of each field that is there
+}
+
+// Problem returns a mistake in a field by its path (routes[0].poison.queue), at
+// the nearest line that Load saw.
+func (c *Config) Problem(field, found, allowed string) Problem {
+	line, path := 0, field
+	for line == 0 && path != "" {
+		line = c.lines[path]
+		path = path[:max(0, strings.LastIndexAny(path, ".["))]
+	}
+	return Problem{File: c.file, Line: line, Field: field, Found: found, Allowed: allowed}
 }
 
 // A RouteConfig describes one route: the events of a stream that pass the
@@ -34,7 +51,14 @@ type RouteConfig struct {
 	BatchSameGroup bool          `yaml:"batch_same_group"`
 	Retry          RetryConfig   `yaml:"retry"`
 	DrainTimeout   time.Duration `yaml:"drain_timeout"` // default 30s
+
+	path string // of the route in its file
 }
+
+// Group returns the consumer group of the route.
+func (r *RouteConfig) Group() string { return orDefault(r.Source.Group, defaultGroup(r.Name)) }
+
+func defaultGroup(route string) string { return "bridge-" + route }
 
 // A SourceConfig names the stream to read.
 type SourceConfig struct {

@@ -490,6 +490,16 @@ func TestPauseResume(t *testing.T) {
 	})
 }
 
+// Either bound of the back-off may be set alone.
+func TestOneBoundOfTheBackOff(t *testing.T) {
+	for _, rt := range []*Route{{RetryMax: time.Millisecond}, {RetryMin: time.Hour}, {}} {
+		w := newWorld(t, 1)
+		w.publish(1, 1)
+		min, max := rt.RetryMin, rt.RetryMax
+		check(t, w.route(func(rt *Route) { rt.RetryMin, rt.RetryMax, rt.Until = min, max, broker.Now() }).Run(w.ctx))
+	}
+}
+
 func TestMisconfiguredRoutes(t *testing.T) {
 	w := newWorld(t, 1)
 	for name, edit := range map[string]func(*Route){

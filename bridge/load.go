@@ -63,7 +63,8 @@ func Load(data []byte, file string, getenv func(string) (string, bool)) (*Config
 	if getenv == nil {
 		getenv = os.LookupEnv
 	}
-	l := &loader{file: file, getenv: getenv, lines: map[string]int{}}
+	cfg := &Config{file: file, lines: map[string]int{}}
+	l := &loader{cfg: cfg, getenv: getenv}
 	var root, more yaml.Node
 	d := yaml.NewDecoder(bytes.NewReader(data))
 	err := d.Decode(&root)
@@ -78,20 +79,18 @@ func Load(data []byte, file string, getenv func(string) (string, bool)) (*Config
 		l.problem(0, "", strings.TrimPrefix(err.Error(), "yaml: "), "YAML")
 		return nil, l.err()
 	}
-	var cfg Config
 	if len(root.Content) > 0 {
-		l.decode(root.Content[0], reflect.ValueOf(&cfg).Elem(), "")
+		l.decode(root.Content[0], reflect.ValueOf(cfg).Elem(), "")
 	}
 	if len(l.problems) == 0 {
-		l.validate(&cfg)
+		l.validate(cfg)
 	}
-	return &cfg, l.err()
+	return cfg, l.err()
 }
 
 type loader struct {
-	file     string
+	cfg      *Config
 	getenv   func(string) (string, bool)
-	lines    map[string]int // of each field that is there
 	problems []Problem
 }
 
@@ -104,17 +103,12 @@ func (l *loader) err() error {
 }
 
 func (l *loader) problem(line int, field, found, allowed string) {
-	l.problems = append(l.problems, Problem{File: l.file, Line: line, Field: field, Found: found, Allowed: allowed})
+	l.problems = append(l.problems, Problem{File: l.cfg.file, Line: line, Field: field, Found: found, Allowed: allowed})
 }
 
 // at reports a mistake in a field by its path, at the nearest line there is.
 func (l *loader) at(field, found, allowed string) {
-	line, path := 0, field
-	for line == 0 && path != "" {
-		line = l.lines[path]
-		path = path[:max(0, strings.LastIndexAny(path, ".["))]
-	}
-	l.problem(line, field, found, allowed)
+	l.problems = append(l.problems, l.cfg.Problem(field, found, allowed))
 }
 
 var durationType = reflect.TypeFor[time.Duration]()
@@ -123,7 +117,7 @@ func (l *loader) decode(n *yaml.Node, v reflect.Value, path string) {
 	for n.Kind == yaml.AliasNode {
 		n = n.Alias
 	}
-	l.lines[path] = n.Line
+	l.cfg.lines[path] = n.Line
 	if n.Kind == yaml.ScalarNode && n.Tag == "!!null" {
 		return
 	}
@@ -139,9 +133,12 @@ func (l *loader) decode(n *yaml.Node, v reflect.Value, path string) {
 		}
 		v.Set(reflect.MakeMap(v.Type()))
 		for i := 0; i+1 < len(n.Content); i += 2 {
-			e := reflect.New(v.Type().Elem()).Elem()
+			key, e := reflect.ValueOf(n.Content[i].Value), reflect.New(v.Type().Elem()).Elem()
+			if v.MapIndex(key).IsValid() {
+				l.twice(n.Content[i], path)
+			}
 			l.decode(n.Content[i+1], e, join(path, n.Content[i].Value))
-			v.SetMapIndex(reflect.ValueOf(n.Content[i].Value), e)
+			v.SetMapIndex(key, e)
 		}
 	case reflect.Slice:
 		if !l.is(n, yaml.SequenceNode, path, "a list") {
@@ -164,7 +161,9 @@ func (l *loader) decodeStruct(n *yaml.Node, v reflect.Value, path string) {
 	}
 	fields := map[string]int{}
 	for i := range v.NumField() {
-		fields[v.Type().Field(i).Tag.Get("yaml")] = i
+		if name := v.Type().Field(i).Tag.Get("yaml"); name != "" {
+			fields[name] = i
+		}
 	}
 	seen := map[string]bool{}
 	for i := 0; i+1 < len(n.Content); i += 2 {
@@ -175,12 +174,16 @@ func (l *loader) decodeStruct(n *yaml.Node, v reflect.Value, path string) {
 			l.problem(key.Line, join(path, key.Value), "unknown field",
 				"one of "+strings.Join(slices.Sorted(maps.Keys(fields)), ", "))
 		case seen[key.Value]:
-			l.problem(key.Line, join(path, key.Value), "the field stands twice", "")
+			l.twice(key, path)
 		default:
 			l.decode(n.Content[i+1], v.Field(field), join(path, key.Value))
 		}
 		seen[key.Value] = true
 	}
+}
+
+func (l *loader) twice(key *yaml.Node, path string) {
+	l.problem(key.Line, join(path, key.Value), "the field stands twice", "it once")
 }
 
 func (l *loader) decodeScalar(n *yaml.Node, v reflect.Value, path string) {
@@ -230,13 +233,18 @@ func (l *loader) is(n *yaml.Node, kind yaml.Kind, path, want string) bool {
 	return false
 }
 
-var variable = regexp.MustCompile(`\$\$|\$\{([A-Za-z_][A-Za-z0-9_]*)(:-[^}]*)?\}`)
+// variable matches what expand replaces, and a "${" that begins no variable.
+var variable = regexp.MustCompile(`\$\$|\$\{([A-Za-z_][A-Za-z0-9_]*)(:-[^}]*)?\}|\$\{`)
 
 func (l *loader) expand(s string) (string, error) {
 	var missing error
 	out := variable.ReplaceAllStringFunc(s, func(m string) string {
-		if m == "$$" {
+		switch m {
+		case "$$":
 			return "$"
+		case "${":
+			missing = errors.New("a ${ that begins no variable ($${ is a plain one)")
+			return m
 		}
 		name, def, hasDefault := strings.Cut(m[2:len(m)-1], ":-")
 		if v, ok := l.getenv(name); ok && (v != "" || !hasDefault) {

@@ -1,12 +1,15 @@
 package bridge
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/queuestream/broker"
 )
 
 const good = `brokers:
@@ -74,10 +77,20 @@ func TestLoadProblems(t *testing.T) {
 		"expression":         {replace("=lower(key)", "=lower("), "bridge.yaml:14: routes[0].task.headers.tenant: "},
 		"delay":              {replace("delay: 5m", "delay: soon"), `bridge.yaml:13: routes[0].task.delay: "soon", want a duration`},
 		"start":              {replace("2026-05-01T00:00:00Z", "yesterday"), `bridge.yaml:6: routes[0].source.start: "yesterday", want earliest, latest or an RFC 3339 time`},
-		"two documents":      {good + "---\nroutes: []\n", "bridge.yaml:19: a second document, want one"},
-		"rate":               {replace("rate_limit: 12.5", "rate_limit: NaN"), "bridge.yaml:17: routes[0].rate_limit: NaN, want 0 (none) or a positive number"},
-		"store on a host":    {good + "    too_large: {policy: claim_check, store: 'file://directory/blobs'}\n", `bridge.yaml:19: routes[0].too_large.store: "file://directory/blobs", want file:///directory`},
-		"store":              {good + "    too_large: {policy: claim_check, store: bucket}\n", `bridge.yaml:19: routes[0].too_large.store: "bucket", want file:///directory or s3://bucket/prefix`},
+		"broker twice":       {replace("  tasks: sqs", "  events: kafka://other\n  tasks: sqs"), "bridge.yaml:3: brokers.events: the field stands twice"},
+		"header twice":       {replace("{tenant: =lower(key)}", "{tenant: a, tenant: b}"), "bridge.yaml:14: routes[0].task.headers.tenant: the field stands twice"},
+		"header no name":     {replace("{tenant: =lower(key)}", `{"": a}`), "bridge.yaml:14: routes[0].task.headers.: an empty name"},
+		"coordinate":         {replace("{tenant: =lower(key)}", "{x-source-offset: a}"), `bridge.yaml:14: routes[0].task.headers.x-source-offset: "x-source-offset" is one of the coordinates`},
+		"no coordinate":      {replace("delay: 5m", "drop_headers: [a, x-source-key]"), `bridge.yaml:13: routes[0].task.drop_headers[1]: "x-source-key" is one of the coordinates`},
+		"no variable":        {replace("${DEAD:-dead.fifo}", "${DEAD-dead.fifo}"), "bridge.yaml:15: routes[0].poison.queue: a ${ that begins no variable"},
+		"dead to the target": {replace(`'=headers["region"] == "eu" ? "tasks-eu.fifo" : "tasks-us.fifo"'`, "dead.fifo"), `bridge.yaml:15: routes[0].poison.queue: "dead.fifo" is the target`},
+		"group of another": {good + "  - {name: more, source: {broker: events, stream: orders, group: bridge-orders}, target: {broker: tasks, queue: q}, poison: {policy: skip}}\n",
+			`bridge.yaml:19: routes[1].source.group: "bridge-orders" is the group of routes[0] too`},
+		"store nowhere":   {good + "    too_large: {policy: claim_check, store: 'file:blobs'}\n", `bridge.yaml:19: routes[0].too_large.store: "file:blobs", want file:///directory`},
+		"two documents":   {good + "---\nroutes: []\n", "bridge.yaml:19: a second document, want one"},
+		"rate":            {replace("rate_limit: 12.5", "rate_limit: NaN"), "bridge.yaml:17: routes[0].rate_limit: NaN, want 0 (none) or a positive number"},
+		"store on a host": {good + "    too_large: {policy: claim_check, store: 'file://directory/blobs'}\n", `bridge.yaml:19: routes[0].too_large.store: "file://directory/blobs", want file:///directory`},
+		"store":           {good + "    too_large: {policy: claim_check, store: bucket}\n", `bridge.yaml:19: routes[0].too_large.store: "bucket", want file:///directory or s3://bucket/prefix`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := Load([]byte(tt.yaml), "bridge.yaml", noEnv)
@@ -87,6 +100,50 @@ func TestLoadProblems(t *testing.T) {
 		})
 	}
 }
+
+// What only those who open things can tell is named with its line, too.
+func TestBuildTellsLines(t *testing.T) {
+	w := newWorld(t, 1)
+	o := Openers{Brokers: broker.Openers{
+		"memory": func(context.Context, string) (broker.Broker, error) { return shared{w.events}, nil },
+		"fifo":   func(context.Context, string) (broker.Broker, error) { return shared{w.tasks}, nil },
+		"broken": func(context.Context, string) (broker.Broker, error) { return nil, broker.Invalid("unknown parameter") },
+	}}
+	const config = `brokers:
+  m: memory://x
+  f: fifo://x
+routes:
+  - name: orders
+    source: {broker: m, stream: orders}
+    target: {broker: f, queue: tasks.fifo}
+    task:
+      group: =key
+    poison: {policy: skip}
+`
+	_, err := Build(t.Context(), must(Load([]byte(config), "f", noEnv))(t), o)
+	check(t, err)
+	for change, want := range map[[2]string]string{
+		{"f: fifo://x", "f: broken://x"}: "f:3: brokers.f: invalid: unknown parameter",
+		{"f: fifo://x", "f: redis://x"}:  `f:3: brokers.f: open "redis://x": unsupported operation: scheme "redis": want one of broken, fifo, memory`,
+		{"group: =key", "priority: 5"}:   "f:9: routes[0].task.priority: queue tasks.fifo: unsupported operation: the queue has no priorities",
+		{"group: =key", "delay: 16m"}:    "f:9: routes[0].task.delay: queue tasks.fifo: unsupported operation: ",
+		{"policy: skip}", "policy: skip}\n    too_large: {policy: claim_check, store: http://x}"}: `f:11: routes[0].too_large.store: invalid: blob store "http://x": scheme "http", want one of [file]`,
+	} {
+		cfg := must(Load([]byte(strings.Replace(config, change[0], change[1], 1)), "f", noEnv))(t)
+		_, err := Build(t.Context(), cfg, o)
+		if e, ok := errors.AsType[*ConfigError](err); !ok || !strings.HasPrefix(e.Error(), want) {
+			t.Errorf("got  %v\nwant %s", err, want)
+		}
+		if err := o.Check(t.Context(), cfg); strings.Contains(want, "task.") != (err == nil) || err != nil && !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("without a connection: got  %v\nwant %s", err, want)
+		}
+	}
+}
+
+// A shared broker stays open.
+type shared struct{ broker.Broker }
+
+func (shared) Close() error { return nil }
 
 func TestLoadTellsEveryProblem(t *testing.T) {
 	_, err := Load([]byte("brokers: {a: kafka://x}\nroutes:\n  - name: r\n  - name: r\n"), "f", noEnv)

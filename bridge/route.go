@@ -83,8 +83,8 @@ type Route struct {
 	MaxAge         time.Duration // of the oldest of them; 0: 1 minute
 	BatchSameGroup bool          // several tasks of a group in one request; see the package comment
 	RateLimit      float64       // records started a second; 0: none
-	RetryMin       time.Duration // back-off of sends; 0: 100 ms
-	RetryMax       time.Duration // 0: 30 s
+	RetryMin       time.Duration // back-off of sends; 0: 100 ms, or RetryMax if that is less
+	RetryMax       time.Duration // 0: 30 s, or RetryMin if that is more
 	DrainTimeout   time.Duration // 0: 30 s
 	Middleware     []broker.Middleware
 
@@ -126,8 +126,8 @@ func (rt *Route) check() error {
 	rt.Window = orDefault(rt.Window, DefaultWindow)
 	rt.MaxAge = orDefault(rt.MaxAge, DefaultMaxAge)
 	rt.Attempts = orDefault(rt.Attempts, DefaultAttempts)
-	rt.RetryMin = orDefault(rt.RetryMin, DefaultRetryMin)
 	rt.RetryMax = orDefault(rt.RetryMax, max(DefaultRetryMax, rt.RetryMin))
+	rt.RetryMin = orDefault(rt.RetryMin, min(DefaultRetryMin, rt.RetryMax))
 	rt.Logger = orDefault(rt.Logger, slog.Default())
 	switch rt.Poison {
 	case PoisonDLQ:

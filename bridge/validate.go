@@ -21,21 +21,27 @@ func (l *loader) validate(c *Config) {
 		l.at("brokers", "no broker", "at least one name with a URL")
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Brokers)) {
-		if u, err := url.Parse(c.Brokers[name]); err != nil || u.Scheme == "" {
+		if scheme, _, ok := strings.Cut(c.Brokers[name], ":"); !ok || scheme == "" { // the rest is the adapter's to read
 			l.at("brokers."+name, "no URL with a scheme", "for example kafka://localhost:9092")
 		}
 	}
 	if len(c.Routes) == 0 {
 		l.at("routes", "no route", "at least one")
 	}
-	names := map[string]int{}
+	names, groups := map[string]int{}, map[[3]string]int{}
 	for i := range c.Routes {
 		r, path := &c.Routes[i], fmt.Sprintf("routes[%d]", i)
+		r.path = path
 		l.required(path+".name", r.Name)
 		if j, ok := names[r.Name]; ok && r.Name != "" {
 			l.at(path+".name", fmt.Sprintf("%q is the name of routes[%d] too", r.Name, j), "a name of its own")
 		}
 		names[r.Name] = i
+		group := [3]string{r.Source.Broker, r.Source.Stream, r.Group()}
+		if j, ok := groups[group]; ok {
+			l.at(path+".source.group", fmt.Sprintf("%q is the group of routes[%d] too, and each would get a part of the stream", r.Group(), j), "a group of its own")
+		}
+		groups[group] = i
 		l.validateRoute(c, r, path)
 	}
 	l.oneOf("worker.log_level", c.Worker.LogLevel, "", "debug", "info", "warn", "error")
@@ -53,6 +59,9 @@ func (l *loader) validateRoute(c *Config, r *RouteConfig, path string) {
 	l.oneOf(path+".poison.policy", r.Poison.Policy, "", string(PoisonDLQ), string(PoisonSkip), string(PoisonBlockKey), string(PoisonHalt))
 	if r.Poison.Policy == "" || r.Poison.Policy == string(PoisonDLQ) {
 		l.required(path+".poison.queue", r.Poison.Queue)
+		if r.Poison.Queue == r.Target.Queue && orDefault(r.Poison.Broker, r.Target.Broker) == r.Target.Broker {
+			l.at(path+".poison.queue", strconv.Quote(r.Poison.Queue)+" is the target", "a queue of its own")
+		}
 	} else if r.Poison.Queue != "" {
 		l.at(path+".poison.queue", "a queue with policy "+r.Poison.Policy, "policy dlq, or no queue")
 	}
@@ -61,7 +70,7 @@ func (l *loader) validateRoute(c *Config, r *RouteConfig, path string) {
 	}
 	l.oneOf(path+".too_large.policy", r.TooLarge.Policy, "", string(TooLargeReject), string(TooLargeClaimCheck))
 	if r.TooLarge.Policy == string(TooLargeClaimCheck) {
-		if u, err := url.Parse(r.TooLarge.Store); err != nil || u.Scheme == "" || u.Scheme == "file" && u.Host != "" {
+		if u, err := url.Parse(r.TooLarge.Store); err != nil || u.Scheme == "" || u.Scheme == "file" && (u.Host != "" || u.Path == "") {
 			l.at(path+".too_large.store", strconv.Quote(r.TooLarge.Store), "file:///directory or s3://bucket/prefix")
 		}
 	} else if r.TooLarge.Store != "" {
@@ -79,8 +88,26 @@ func (l *loader) validateRoute(c *Config, r *RouteConfig, path string) {
 	if r.Retry.Max > 0 && r.Retry.Min > r.Retry.Max {
 		l.at(path+".retry.min", r.Retry.Min.String(), "at most retry.max, "+r.Retry.Max.String())
 	}
+	l.headers(path+".task.headers", slices.Sorted(maps.Keys(r.Task.Headers)))
+	l.headers(path+".task.drop_headers", r.Task.DropHeaders)
 	for _, p := range compileProblems(r) {
 		l.at(path+"."+p.Field, p.Found, p.Allowed)
+	}
+}
+
+// headers refuses names that no header has, and the coordinates.
+func (l *loader) headers(field string, names []string) {
+	for i, name := range names {
+		at := fmt.Sprintf("%s[%d]", field, i)
+		if _, ok := l.cfg.lines[field+"."+name]; ok {
+			at = field + "." + name
+		}
+		switch {
+		case name == "":
+			l.at(at, "an empty name", "the name of a header")
+		case broker.IsSourceHeader(name):
+			l.at(at, strconv.Quote(name)+" is one of the coordinates, which every task carries", "another header")
+		}
 	}
 }
 

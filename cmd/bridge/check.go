@@ -20,6 +20,9 @@ func (c *checkCmd) Run(ctx context.Context, e env) error {
 	if err != nil {
 		return err
 	}
+	if err := e.open.Check(ctx, cfg); err != nil {
+		return err
+	}
 	for _, r := range cfg.Routes {
 		if err := say(e, "route %s: %s → %s\n", r.Name, r.Source.Stream, r.Target.Queue); err != nil {
 			return err

@@ -52,6 +52,7 @@ type bench struct {
 	stream         broker.Stream
 	config         string
 	admin, listen  string
+	terminal       bool
 	stdout, stderr bridgetest.Output
 }
 
@@ -96,7 +97,7 @@ func freeAddr(t *testing.T) string {
 }
 
 func (b *bench) run(ctx context.Context, args ...string) int {
-	e := env{stdout: &b.stdout, stderr: &b.stderr, open: bridge.Openers{Brokers: broker.Openers{
+	e := env{stdout: &b.stdout, stderr: &b.stderr, terminal: b.terminal, open: bridge.Openers{Brokers: broker.Openers{
 		"memory": func(context.Context, string) (broker.Broker, error) { return shared{b.broker}, nil },
 		"sqs":    sqs.OpenURL,
 	}}}
@@ -252,6 +253,7 @@ func TestExitCodes(t *testing.T) {
 	data, err = os.ReadFile(param.config)
 	check(t, err)
 	check(t, os.WriteFile(param.config, bytes.Replace(data, []byte("memory://x"), []byte("sqs://eu-west-1?endpont=x"), 1), 0o600))
+	two := newBench(t, 0, "  - {name: s, source: {broker: m, stream: orders}, target: {broker: m, queue: tasks}, poison: {policy: skip}}\n")
 	rank := newBench(t, 0, "    task: {priority: 5}\n")
 	gone, astray := newBench(t, 0, ""), newBench(t, 0, "")
 	for b, change := range map[*bench][2]string{gone: {"stream: orders", "stream: nowhere"}, astray: {"queue: tasks", "queue: nowhere"}} {
@@ -265,22 +267,26 @@ func TestExitCodes(t *testing.T) {
 		code   int
 		stderr string
 	}{
-		"halted":          {halt, []string{"run", "-c", halt.config}, exitHalted, "route r halted"},
-		"no source":       {gone, []string{"run", "-c", gone.config}, exitHalted, `open stream "nowhere"`},
-		"no target":       {astray, []string{"run", "-c", astray.config}, exitFailure, `open queue "nowhere"`},
-		"configuration":   {bad, []string{"run", "-c", bad.config}, exitConfig, `:7: routes[0].concurrency: "many", want a whole number`},
-		"URL":             {param, []string{"run", "-c", param.config}, exitConfig, "endpont"},
-		"queue":           {rank, []string{"check", "-c", rank.config, "--connect"}, exitConfig, "task.priority"},
-		"no such file":    {bad, []string{"check", "-c", "/nowhere.yaml"}, exitConfig, "/nowhere.yaml"},
-		"no such command": {bad, []string{"walk"}, exitConfig, "walk"},
-		"no such route":   {halt, []string{"replay", "-c", halt.config, "--route", "x"}, exitConfig, `--route "x": want one of [r]`},
-		"no position":     {halt, []string{"replay", "-c", halt.config, "--route", "r", "--from", "monday"}, exitConfig, "--from"},
-		"end as start":    {halt, []string{"replay", "-c", halt.config, "--route", "r", "--from", "now"}, exitConfig, `--from: invalid: "now"`},
-		"start as end":    {halt, []string{"replay", "-c", halt.config, "--route", "r", "--until", "earliest"}, exitConfig, `--until: invalid: "earliest"`},
-		"live group":      {halt, []string{"replay", "-c", halt.config, "--route", "r", "--group", "bridge-r"}, exitConfig, `--group "bridge-r"`},
-		"no such offset":  {halt, []string{"replay", "-c", halt.config, "--route", "r", "--from", "offset:500"}, exitConfig, "offset 500 in partition 0: want 0 to"},
-		"nor in dry runs": {halt, []string{"replay", "-c", halt.config, "--route", "r", "--from", "offset:500", "--dry-run"}, exitConfig, "offset 500"},
-		"help":            {bad, []string{"--help"}, exitOK, ""},
+		"halted":           {halt, []string{"run", "-c", halt.config}, exitHalted, "route r halted"},
+		"no source":        {gone, []string{"run", "-c", gone.config}, exitHalted, `open stream "nowhere"`},
+		"no target":        {astray, []string{"run", "-c", astray.config}, exitFailure, `open queue "nowhere"`},
+		"configuration":    {bad, []string{"run", "-c", bad.config}, exitConfig, `:7: routes[0].concurrency: "many", want a whole number`},
+		"URL":              {param, []string{"run", "-c", param.config}, exitConfig, "endpont"},
+		"URL offline":      {param, []string{"check", "-c", param.config}, exitConfig, ":1: brokers.m: "},
+		"queue":            {rank, []string{"check", "-c", rank.config, "--connect"}, exitConfig, ":7: routes[0].task.priority: "},
+		"no such file":     {bad, []string{"check", "-c", "/nowhere.yaml"}, exitConfig, "/nowhere.yaml"},
+		"no such command":  {bad, []string{"walk"}, exitConfig, "walk"},
+		"no such route":    {halt, []string{"replay", "-c", halt.config, "--route", "x"}, exitConfig, `--route "x": want one of [r]`},
+		"no position":      {halt, []string{"replay", "-c", halt.config, "--route", "r", "--from", "monday"}, exitConfig, "--from"},
+		"end as start":     {halt, []string{"replay", "-c", halt.config, "--route", "r", "--from", "now"}, exitConfig, `--from: invalid: "now"`},
+		"start as end":     {halt, []string{"replay", "-c", halt.config, "--route", "r", "--until", "earliest"}, exitConfig, `--until: invalid: "earliest"`},
+		"live group":       {halt, []string{"replay", "-c", halt.config, "--route", "r", "--group", "bridge-r"}, exitConfig, `--group "bridge-r"`},
+		"end before start": {halt, []string{"replay", "-c", halt.config, "--route", "r", "--from", "2026-05-02T00:00:00Z", "--until", "2026-05-01T00:00:00Z"}, exitConfig, "--until 2026-05-01T00:00:00Z: it lies before"},
+		"end below start":  {halt, []string{"replay", "-c", halt.config, "--route", "r", "--from", "offset:2", "--until", "offset:1"}, exitConfig, "--until offset:1: it lies before"},
+		"another's group":  {two, []string{"replay", "-c", two.config, "--route", "r", "--group", "bridge-s"}, exitConfig, `--group "bridge-s": it is that of route s`},
+		"no such offset":   {halt, []string{"replay", "-c", halt.config, "--route", "r", "--from", "offset:500"}, exitConfig, "offset 500 in partition 0: want 0 to"},
+		"nor in dry runs":  {halt, []string{"replay", "-c", halt.config, "--route", "r", "--from", "offset:500", "--dry-run"}, exitConfig, "offset 500"},
+		"help":             {bad, []string{"--help"}, exitOK, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if code := tt.b.run(ctx, tt.args...); code != tt.code || !strings.Contains(tt.b.stderr.String(), tt.stderr) {
@@ -299,16 +305,19 @@ worker:
   log_level: info
   `
 	for field, want := range map[string]string{
-		`listen: "8080"`:                          `:6: worker.listen: "8080", want an address such as :8080`,
-		`listen: ":80x"`:                          ":6: worker.listen: ",
-		`admin_listen: 127.0.0.1`:                 ":6: worker.admin_listen: ",
-		`admin_listen: 127.0.0.1:99999`:           ":6: worker.admin_listen: ",
-		"admin_listen: off\n  pprof: true":        ":7: worker.pprof: ",
-		`otlp_endpoint: collector:4318`:           ":6: worker.otlp_endpoint: ",
-		`otlp_endpoint: "http://"`:                ":6: worker.otlp_endpoint: ",
-		`otlp_endpoint: https://c:4318/v1/traces`: "",
-		`admin_listen: off`:                       "",
-		`listen: "[::1]:0"`:                       "",
+		`listen: "8080"`:                                `:6: worker.listen: "8080", want an address such as :8080`,
+		`listen: ":80x"`:                                ":6: worker.listen: ",
+		`admin_listen: 127.0.0.1`:                       ":6: worker.admin_listen: ",
+		`admin_listen: 127.0.0.1:99999`:                 ":6: worker.admin_listen: ",
+		"admin_listen: off\n  pprof: true":              ":7: worker.pprof: ",
+		`otlp_endpoint: collector:4318`:                 ":6: worker.otlp_endpoint: ",
+		`otlp_endpoint: "http://"`:                      ":6: worker.otlp_endpoint: ",
+		`otlp_endpoint: https://c:4318/v1/traces`:       "",
+		`listen: "127.0.0.1:8081"`:                      ":6: worker.listen: the port of 127.0.0.1:8081 is that of 127.0.0.1:8081",
+		"listen: 127.0.0.1:80\n  admin_listen: \":80\"": ":6: worker.listen: ",
+		`admin_listen: "[::]:8080"`:                     ":6: worker.admin_listen: ",
+		`admin_listen: off`:                             "",
+		`listen: "[::1]:0"`:                             "",
 	} {
 		file := filepath.Join(t.TempDir(), "bridge.yaml")
 		check(t, os.WriteFile(file, []byte(config+field+"\n"), 0o600))
@@ -344,6 +353,12 @@ func TestReplay(t *testing.T) {
 	}
 	if b.ready("tasks") != 20 || !strings.Contains(b.stdout.String(), "20 enqueued (0 of them known to the queue already), 20 filtered") {
 		t.Errorf("%d tasks; printed %s", b.ready("tasks"), b.stdout.String())
+	}
+	// On a terminal the progress has a line of its own.
+	b.terminal = true
+	if code := b.run(t.Context(), "replay", "-c", b.config, "--route", "r", "--group", "shown"); code != exitOK ||
+		!strings.HasSuffix(b.stderr.String(), "\r40 read, 20 enqueued, 20 filtered, 0 parked\n") {
+		t.Errorf("exit code %d, progress %q", code, b.stderr.String())
 	}
 	// The same again: the queue knows them, unless they get ids of their own.
 	if code := b.run(t.Context(), "replay", "-c", b.config, "--route", "r", "--group", "once"); code != exitOK || b.ready("tasks") != 20 {

@@ -30,7 +30,7 @@ func (f configFlag) load() (*bridge.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	return cfg, checkWorker(&cfg.Worker, data, f.Config)
+	return cfg, checkWorker(cfg)
 }
 
 // openers picks adapters by URL scheme.

@@ -38,9 +38,17 @@ func (c *replayCmd) Run(ctx context.Context, e env) error {
 	if err != nil {
 		return &usageError{fmt.Errorf("--until: %w", err)}
 	}
+	if isBefore(until, from) {
+		return &usageError{fmt.Errorf("--until %s: it lies before --from %s", c.Until, c.From)}
+	}
 	one, err := onlyRoute(cfg, c.Route)
 	if err != nil {
 		return &usageError{err}
+	}
+	for i := range cfg.Routes {
+		if live := &cfg.Routes[i]; c.Group == live.Group() {
+			return &usageError{fmt.Errorf("--group %q: it is that of route %s, whose offsets stay as they are: want another", c.Group, live.Name)}
+		}
 	}
 	log, err := newLogger(e, cfg.Worker.LogLevel)
 	if err != nil {
@@ -52,16 +60,8 @@ func (c *replayCmd) Run(ctx context.Context, e env) error {
 	}
 	rt := set.Routes[0]
 	rt.Logger = log
-	group := c.Group
-	switch live := orDefault(rt.Group, "bridge-"+rt.Name); group {
-	case live:
-		err = &usageError{fmt.Errorf("--group %q: it is the route's own, whose offsets stay as they are: want another", group)}
-	case "":
-		group = fmt.Sprintf("%s-replay-%s", live, time.Now().UTC().Format("20060102T150405.000Z"))
-	}
-	if err == nil {
-		err = inRange(ctx, rt.Source, group, from)
-	}
+	group := orDefault(c.Group, fmt.Sprintf("%s-replay-%s", rt.Group, time.Now().UTC().Format("20060102T150405.000Z")))
+	err = inRange(ctx, rt.Source, group, from)
 	switch {
 	case err != nil:
 	case c.DryRun:
@@ -109,18 +109,22 @@ func (c *replayCmd) replay(ctx context.Context, e env, rt *bridge.Route) error {
 	go func() { ended <- rt.Run(ctx) }()
 	tick := time.NewTicker(progressEvery)
 	defer tick.Stop()
+	progress := func(end string) {
+		if e.terminal {
+			s := rt.Stats()
+			fmt.Fprintf(e.stderr, "\r%d read, %d enqueued, %d filtered, %d parked%s", s.In, s.Enqueued, s.Filtered, s.Parked, end) //nolint:errcheck // progress only
+		}
+	}
 	for {
 		select {
 		case err := <-ended:
+			progress("\n") // the summary has a line of its own
 			if err == nil && ctx.Err() != nil {
 				err = fmt.Errorf("cut off before the end; --group %s goes on from here", rt.Group)
 			}
 			return errors.Join(err, summary(e, rt, time.Since(now)))
 		case <-tick.C:
-			if e.terminal {
-				s := rt.Stats()
-				fmt.Fprintf(e.stderr, "\r%d read, %d enqueued, %d filtered, %d parked ", s.In, s.Enqueued, s.Filtered, s.Parked) //nolint:errcheck // progress only
-			}
+			progress(" ")
 		}
 	}
 }
@@ -172,6 +176,17 @@ func dryRun(ctx context.Context, e env, rt *bridge.Route, rg broker.Range) error
 	_, err = fmt.Fprintf(e.stderr, "dry run of %s: %d records, %d would be sent, %d filtered, %d poison; nothing was sent\n",
 		rt.Name, s.Records, s.Tasks, s.Filtered, s.Poison)
 	return err
+}
+
+// isBefore tells whether a certainly lies before b.
+func isBefore(a, b broker.Position) bool {
+	switch {
+	case a.Kind() != b.Kind():
+		return false
+	case a.Kind() == broker.PositionTime:
+		return a.Time().Before(b.Time())
+	}
+	return a.Kind() == broker.PositionOffset && a.Offset().Compare(b.Offset()) < 0
 }
 
 // position reads what the flags take: word, an offset or a time.

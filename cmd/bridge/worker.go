@@ -1,30 +1,36 @@
 package main
 
 import (
+	"fmt"
 	"net"
 	"net/url"
 	"strconv"
-
-	"go.yaml.in/yaml/v3"
 
 	"github.com/queuestream/broker/bridge"
 )
 
 // checkWorker finds the mistakes in what the worker alone reads of a
-// configuration, which data holds.
-func checkWorker(c *bridge.WorkerConfig, data []byte, file string) error {
+// configuration.
+func checkWorker(cfg *bridge.Config) error {
+	c := &cfg.Worker
 	var problems []bridge.Problem
 	wrong := func(field, found, allowed string) {
-		problems = append(problems, bridge.Problem{
-			File: file, Line: workerLine(data, field), Field: "worker." + field, Found: found, Allowed: allowed,
-		})
+		problems = append(problems, cfg.Problem("worker."+field, found, allowed))
 	}
-	if !isAddress(orDefault(c.Listen, defaultListen)) {
+	listen, admin := orDefault(c.Listen, defaultListen), orDefault(c.AdminListen, defaultAdminListen)
+	off := admin == adminOff
+	switch {
+	case !isAddress(listen):
 		wrong("listen", strconv.Quote(c.Listen), "an address such as :8080")
-	}
-	off := c.AdminListen == adminOff
-	if !off && !isAddress(orDefault(c.AdminListen, defaultAdminListen)) {
+	case off:
+	case !isAddress(admin):
 		wrong("admin_listen", strconv.Quote(c.AdminListen), "an address such as 127.0.0.1:8081, or off")
+	case collide(listen, admin):
+		field := "listen"
+		if c.Listen == "" {
+			field = "admin_listen"
+		}
+		wrong(field, fmt.Sprintf("the port of %s is that of %s", listen, admin), "listen and admin_listen on different ports")
 	}
 	if off && c.Pprof {
 		wrong("pprof", "true without the address that it is served on", "false, or an admin_listen")
@@ -44,14 +50,10 @@ func isAddress(s string) bool {
 	return err == nil && bad == nil
 }
 
-// workerLine returns the line of a field of worker, or 0.
-func workerLine(data []byte, field string) int {
-	var c struct {
-		Worker map[string]yaml.Node `yaml:"worker"`
-	}
-	if yaml.Unmarshal(data, &c) != nil {
-		return 0
-	}
-	n := c.Worker[field]
-	return n.Line
+// collide tells whether two addresses cannot both be listened on.
+func collide(a, b string) bool {
+	hostA, portA, _ := net.SplitHostPort(a)
+	hostB, portB, _ := net.SplitHostPort(b)
+	every := func(host string) bool { ip := net.ParseIP(host); return host == "" || ip.IsUnspecified() }
+	return portA == portB && portA != "0" && (hostA == hostB || every(hostA) || every(hostB))
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 
+	"github.com/queuestream/broker"
 	"github.com/queuestream/broker/bridge/blob"
 	"github.com/queuestream/broker/internal/awsclient"
 )
@@ -38,12 +39,12 @@ func OpenURL(ctx context.Context, rawURL string) (*Store, error) {
 		return nil, err
 	}
 	if u.Scheme != "s3" || u.Host == "" {
-		return nil, fmt.Errorf("blob store %q: want s3://bucket/prefix", rawURL)
+		return nil, broker.Invalid("blob store %q: want s3://bucket/prefix", rawURL)
 	}
 	q := u.Query()
 	for name := range q {
 		if name != "region" && name != "endpoint" {
-			return nil, fmt.Errorf("blob store: unknown parameter %q, want region or endpoint", name)
+			return nil, broker.Invalid("blob store: unknown parameter %q, want region or endpoint", name)
 		}
 	}
 	var opts []func(*config.LoadOptions) error
