@@ -60,18 +60,20 @@ func (q *Requester) Do(ctx context.Context, m Message) (*Delivery, error) {
 	if err != nil {
 		return nil, q.fail(err)
 	}
-	defer s.forget(m.CorrelationID)
-	if _, err := q.Target.Publish(ctx, m); err != nil {
-		return nil, err
+	if _, err = q.Target.Publish(ctx, m); err == nil {
+		select {
+		case d := <-reply:
+			return d, nil
+		case <-s.ended:
+			err = q.fail(s.err)
+		case <-ctx.Done():
+			err = q.fail(ContextError(ctx))
+		}
 	}
-	select {
-	case d := <-reply:
+	if d := s.forget(m.CorrelationID, reply); d != nil { // it came meanwhile, and is acknowledged
 		return d, nil
-	case <-s.ended:
-		return nil, q.fail(s.err)
-	case <-ctx.Done():
-		return nil, q.fail(ContextError(ctx))
 	}
+	return nil, err
 }
 
 func (q *Requester) fail(err error) error {
@@ -238,10 +240,19 @@ func (s *replySession) expect(id string) (chan *Delivery, error) {
 	return c, nil
 }
 
-func (s *replySession) forget(id string) {
+// forget ends the waiting for a reply and returns one that has come.
+func (s *replySession) forget(id string, reply chan *Delivery) *Delivery {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.waiting, id)
+	if s.waiting[id] == reply {
+		delete(s.waiting, id)
+	}
+	select {
+	case d := <-reply:
+		return d
+	default:
+		return nil
+	}
 }
 
 func (s *replySession) hand(d *Delivery) {

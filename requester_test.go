@@ -144,3 +144,54 @@ func TestRequesterWhileItOpens(t *testing.T) {
 		}
 	})
 }
+
+// earlyReply is a target whose reply is there before Publish has returned.
+type earlyReply struct {
+	broker.Queue
+	b   broker.Broker
+	end func() error // what Publish returns
+}
+
+func (q *earlyReply) Publish(ctx context.Context, m broker.Message) (broker.Receipt, error) {
+	reply, err := q.b.Queue(ctx, m.ReplyTo, nil)
+	if err != nil {
+		return broker.Receipt{}, err
+	}
+	defer func() { _ = reply.Close() }()
+	if _, err := reply.Publish(ctx, broker.Message{CorrelationID: m.CorrelationID}); err != nil {
+		return broker.Receipt{}, err
+	}
+	synctest.Wait() // until the requester has it
+	return broker.Receipt{}, q.end()
+}
+
+// A reply that has come is returned, whatever else there would be to say; none
+// is acknowledged and then neither returned nor counted.
+func TestRequesterLosesNoReply(t *testing.T) {
+	for name, end := range map[string]func(cancel func()) error{
+		"its ctx ends":                     func(cancel func()) error { cancel(); return nil },
+		"the request's outcome is unknown": func(func()) error { return broker.UnknownOutcome(errBoom) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := openMemory(t)
+				target := &earlyReply{Queue: brokertest.NewQueue("q"), b: b}
+				r := &broker.Requester{Broker: b, Target: target}
+				for range 20 { // a select takes either
+					ctx, cancel := context.WithCancel(t.Context())
+					target.end = func() error { return end(cancel) }
+					if d, err := r.Do(ctx, broker.Message{}); err != nil || d == nil {
+						t.Errorf("with the reply there: %v", err)
+					}
+					cancel()
+				}
+				if r.Late() != 0 {
+					t.Errorf("%d late", r.Late())
+				}
+				if err := r.Close(); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}

@@ -28,7 +28,9 @@ type Outgoing interface {
 // exchanges and transactions, and those of ReplyQueue. Of the optional
 // interfaces the result has those that carry no data past the hooks: Admin,
 // QueueNamer, and Exchanger, ReplyQueuer and Transactional with the hooks
-// applied. Its queues have BatchSizer alone, and its streams Identifier.
+// applied. Its queues have BatchSizer alone, and its streams Identifier. A
+// transaction takes streams of the same Use, of what that is around, or of b; one
+// with other hooks is [ErrInvalid].
 //
 // Admin.Peek and Redrive see messages as they were sent.
 func Use(b Broker, hooks ...PublishHook) Broker {
@@ -246,10 +248,11 @@ type hookedTx struct {
 }
 
 // Publish runs the hooks, then publishes to the stream under the hooked one,
-// which is what the adapter knows. Their dones run once the records are in the
-// transaction, whose outcome they do not tell.
+// which is what the adapter knows; a stream with the hooks of another Use stays
+// as it is, which the adapter refuses, since those would be bypassed. Dones run
+// once the records are in the transaction, whose outcome they do not tell.
 func (t hookedTx) Publish(ctx context.Context, s Stream, rs ...Record) error {
-	if h, ok := s.(*hookedStream); ok {
+	if h, ok := s.(*hookedStream); ok && &h.hooks[0] == &t.hooks[0] { // of the same Use: there are no hooks without one
 		s = h.Stream
 	}
 	_, err := hookBatch(rs, func(r *Record) (func(Receipt, error), error) {
