@@ -57,8 +57,12 @@ func (r *processorRun) mayInline(now time.Time) bool {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !r.empty() && !now.Before(r.inlineFrom) && (r.hiccup || r.lanesAreQuick(now)) {
+	switch {
+	case r.empty() || now.Before(r.inlineFrom):
+	case r.hiccup || r.lanesAreQuick(now):
 		r.awaitEmpty()
+	default:
+		r.pauseInline(inlinePause)
 	}
 	r.hiccup = false
 	return r.empty() && !now.Before(r.inlineFrom)
@@ -75,22 +79,27 @@ func (r *processorRun) lanesAreQuick(now time.Time) bool {
 // be under way. r.mu is held.
 func (r *processorRun) empty() bool { return r.inHand == 0 && r.busy == 0 }
 
-// awaitEmpty waits for lanes to have done what is in hand; if that takes long,
-// all is left to them for a while, the longer the more often that was so.
-// Without the wait lanes would go on with quick handlers for good, since
-// something would always be in hand. r.mu is held, but not while it waits.
+// awaitEmpty waits for lanes to have done what is in hand, as long as they are
+// quick; otherwise all is left to them for a while, the longer the more often
+// that was so. Without the wait lanes would go on with quick handlers for good,
+// since something would always be in hand. r.mu is held, but not while it waits.
 func (r *processorRun) awaitEmpty() {
 	emptied := make(chan struct{})
 	r.emptied = emptied
-	patience := max(inlinePatience, time.Duration(r.inHand)*lanesEach)
-	r.tellEmpty()
-	r.mu.Unlock()
-	ok := waitFor(emptied, patience)
-	r.mu.Lock()
-	if r.emptied = nil; ok {
-		r.inVain = 0
-		return
+	for {
+		before := r.inHand
+		r.mu.Unlock()
+		ok := waitFor(emptied, inlinePatience)
+		r.mu.Lock()
+		if ok {
+			r.inVain = 0
+			return
+		}
+		if time.Duration(before-r.inHand)*lanesEach < inlinePatience {
+			break
+		}
 	}
+	r.emptied = nil
 	r.pauseInline(inlinePause << r.inVain)
 	r.inVain = min(r.inVain+1, 5)
 }
@@ -255,7 +264,7 @@ func (r *processorRun) takeOver() {
 	if in == nil {
 		return
 	}
-	r.inline = nil
+	r.inline, r.hiccup = nil, true
 	done := min(int(in.claimed.Swap(taken))-1, len(in.records))
 	r.pass(in, done)
 	for i, t := range in.tasks(r, done) {

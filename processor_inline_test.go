@@ -135,28 +135,36 @@ func TestProcessorLanesGiveBackQuickHandlers(t *testing.T) {
 		name    string
 		records int
 		slow    []int // of the records that are handled, which take longer
+		last    int   // of the records, until which all do
+		stats   int   // of the records, when somebody asks for the numbers
 		lanes   int   // of the records, how many they may handle
 	}{
-		{"after one that was slow", 10_000, []int{300}, 512},
-		{"after one that was slow, twice", 20_000, []int{300, 10_000}, 2 * 512},
-		{"after slow ones in a row", 100_000, []int{300, 700}, 60_000},
+		{name: "after one that was slow", records: 10_000, slow: []int{300}, lanes: 512},
+		{name: "after one that was slow, twice", records: 20_000, slow: []int{300, 10_000}, lanes: 2 * 512},
+		{name: "after slow ones in a row", records: 100_000, slow: []int{300, 700}, lanes: 60_000},
+		{name: "after a long time of slow ones", records: 100_000, last: 500, lanes: 80_000},
+		{name: "after a look at the numbers", records: 10_000, stats: 300, lanes: 512},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := brokertest.NewStream("events", 1)
 				fill(t, s, tt.records, 100)
 				var handled, inLanes int
-				p := &broker.Processor{Stream: s, Group: "g", Logger: quiet, Concurrency: 1, Handler: func(context.Context, *broker.Record) error {
+				p := &broker.Processor{Stream: s, Group: "g", Logger: quiet, Concurrency: 1}
+				p.Handler = func(context.Context, *broker.Record) error {
 					took := time.Microsecond
-					if handled++; slices.Contains(tt.slow, handled) {
+					if handled++; handled < tt.last || slices.Contains(tt.slow, handled) {
 						took = 1200 * time.Microsecond
+					}
+					if handled == tt.stats {
+						p.Stats()
 					}
 					if !handledInline() {
 						inLanes++
 					}
 					time.Sleep(took)
 					return nil
-				}}
+				}
 				stop := start(t, p)
 				advance(time.Minute)
 				if err := stop(); err != nil {
@@ -168,4 +176,40 @@ func TestProcessorLanesGiveBackQuickHandlers(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Lanes get as long to give back quick handlers as they make progress: a
+// handler that blocks, with much of its key behind it, holds up little.
+func TestProcessorWaitsForLanesThatMakeProgress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := brokertest.NewStream("events", 1)
+		free := make(chan struct{})
+		var others atomic.Int64
+		p := &broker.Processor{Stream: s, Group: "g", Logger: quiet, MaxWindow: 100_000, Handler: func(_ context.Context, r *broker.Record) error {
+			if string(r.Key) == "k0" {
+				<-free
+			} else {
+				others.Add(1)
+			}
+			return nil
+		}}
+		stop := start(t, p)
+		fill(t, s, 5000, 1) // of k0
+		advance(10 * time.Millisecond)
+		fill(t, s, 20_000, 100)
+		want := int64(20_000 - 200)
+		for range 10 {
+			advance(60 * time.Millisecond)
+			fill(t, s, 100, 100)
+			want += 99
+			advance(3 * time.Millisecond)
+			if n := others.Load(); n != want {
+				t.Errorf("%d of %d handled 3 ms after they came", n, want)
+			}
+		}
+		close(free)
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+	})
 }
