@@ -164,27 +164,21 @@ func (c *GroupConsumer) Pause(partitions ...int32) {
 	}
 }
 
-// pauseClient tells the client of the pauses once as much may lie ahead of them
-// as in a whole fetch. It would throw away what it has of those partitions, and
+// pauseClient tells the client of the pauses where more lies ahead than a share
+// of a whole fetch. It would throw away what it has of those partitions, and
 // fetch without them: one that is resumed then waits for what others have, up
 // to FetchMaxWait. A short pause is not worth that.
 func (c *GroupConsumer) pauseClient() {
 	c.pausing.Lock()
 	defer c.pausing.Unlock()
 	var tell []int32
-	parts := 0
 	c.mu.Lock()
+	most := c.s.b.opts.FetchMaxBytes / c.s.b.opts.FetchMaxPartitionBytes / max(1, len(c.paused))
 	for _, h := range c.ahead {
-		if told, paused := c.paused[h.a.Partition]; paused && !told {
+		if told, paused := c.paused[h.a.Partition]; paused && !told && h.parts > most {
+			c.paused[h.a.Partition] = true
 			tell = append(tell, h.a.Partition)
-			parts += h.parts
 		}
-	}
-	if parts <= c.s.b.opts.FetchMaxBytes/c.s.b.opts.FetchMaxPartitionBytes {
-		tell = nil
-	}
-	for _, p := range tell {
-		c.paused[p] = true
 	}
 	c.mu.Unlock()
 	if len(tell) > 0 {
@@ -204,8 +198,8 @@ func (c *GroupConsumer) Resume(partitions ...int32) {
 		}
 		delete(c.paused, p)
 	}
-	if c.wake != nil && c.stocked() {
-		c.wake()
+	if c.stocked() {
+		c.awake()
 	}
 	c.mu.Unlock()
 	if len(tell) > 0 {
@@ -324,6 +318,7 @@ func (c *GroupConsumer) Close() error {
 		c.seq++
 		for p, h := range c.holds {
 			h.a.End()
+			h.ahead = nil // records that the program keeps refer to h
 			c.ended[p] = c.seq
 		}
 		clear(c.holds)

@@ -56,7 +56,8 @@ type Options struct {
 	FetchMinBytes int
 	// FetchMaxBytes bounds one fetch of one broker. A group's member holds what
 	// it hands out, what is fetched meanwhile, and of paused partitions about as
-	// much again. Zero: 50 MiB.
+	// much again, or some times that where they are paused one after the other.
+	// Zero: 50 MiB.
 	FetchMaxBytes int
 	// FetchMaxPartitionBytes bounds the part of one partition. Zero: 1 MiB.
 	FetchMaxPartitionBytes int

@@ -59,8 +59,9 @@ func (c *GroupConsumer) poll(ctx context.Context) error {
 	}
 	c.pauseClient()
 	fetches := c.client.PollFetches(nil) //nolint:staticcheck // nil: what is there, without waiting
+	long := false
 	if len(fetches) == 0 {
-		fetches = c.wait(ctx)
+		fetches, long = c.wait(ctx)
 	}
 	if c.stock(fetches, seq) {
 		return nil // an error repeats with the next fetch
@@ -68,27 +69,28 @@ func (c *GroupConsumer) poll(ctx context.Context) error {
 	if err := c.fetchError(fetches); err != nil {
 		return err
 	}
-	if len(fetches) == 0 {
+	if long {
 		return c.checkTopic(ctx)
 	}
 	return nil
 }
 
-// wait polls until something comes, ctx ends, the consumer stops, something
-// that is ahead may be handed out, or it is time to look after the topic.
-func (c *GroupConsumer) wait(ctx context.Context) kgo.Fetches {
+// wait polls until something comes, ctx ends, the consumer stops, there is
+// something to do before, or it took long: then it is time to look after the
+// topic.
+func (c *GroupConsumer) wait(ctx context.Context) (fetches kgo.Fetches, long bool) {
 	ctx, cancel := context.WithTimeout(ctx, idleCheck)
 	defer cancel()
 	defer context.AfterFunc(c.stop, cancel)()
 	if !c.waiting(cancel) {
-		return nil
+		return nil, false
 	}
 	defer c.waiting(nil)
-	fetches := c.client.PollFetches(ctx)
+	fetches = c.client.PollFetches(ctx)
 	if ctx.Err() != nil && fetches.NumRecords() == 0 {
-		return nil
+		return nil, errors.Is(ctx.Err(), context.DeadlineExceeded)
 	}
-	return fetches
+	return fetches, false
 }
 
 // waiting notes how to end the poll that waits, and whether it has to wait.
@@ -96,7 +98,14 @@ func (c *GroupConsumer) waiting(wake context.CancelFunc) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.wake = wake
-	return !c.stocked()
+	return !c.stocked() && len(c.retry) == 0
+}
+
+// awake ends the poll that waits. c.mu is held.
+func (c *GroupConsumer) awake() {
+	if c.wake != nil {
+		c.wake()
+	}
 }
 
 // now returns what counts the changes of holds, and whether there is something

@@ -66,6 +66,98 @@ func TestPauseHoldsWhatIsAhead(t *testing.T) {
 	})
 }
 
+// What ends a wait for records, but for its length, asks no broker first.
+func TestResumeAsksNoBroker(t *testing.T) {
+	t.Parallel()
+	cluster := fake(t)
+	var polls pollCount
+	m, _ := ahead(t, &kafka.Options{Brokers: cluster.ListenAddrs(), Client: []kgo.Opt{
+		kgo.WithHooks(&polls), kgo.MetadataMinAge(10 * time.Millisecond), // or the client knows the topic by itself
+	}}, 10)
+	m.Pause(0)
+	before := polls.n.Load()
+	got := make(chan []*broker.Record, 1)
+	go func() { got <- receive(t, m, 1) }()
+	eventually(t, "a poll that waits", func() bool { return polls.n.Load() >= before+2 })
+	_, release := holdBack(cluster, kmsg.Metadata)
+	defer release()
+	m.Resume(0)
+	select {
+	case rs := <-got:
+		wantOffset(t, rs[0], 1)
+	case <-time.After(3 * time.Second): // the broker was asked for up to 5 s
+		t.Error("what is ahead waits for an answer of the broker's")
+		release()
+		<-got
+	}
+}
+
+// Partitions that are paused one after the other do not each keep as much as a
+// whole fetch.
+func TestPausedPartitionsAheadWithinBounds(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	const partitions, size, part = 8, 1000, 10_000
+	cluster := fake(t)
+	var mu sync.Mutex
+	next := map[int32]int64{}                                                                    // where fetches begin
+	cluster.ControlKey(kmsg.Fetch.Int16(), func(req kmsg.Request) (kmsg.Response, error, bool) { //nolint:revive // kfake's order
+		cluster.KeepControl()
+		mu.Lock()
+		defer mu.Unlock()
+		for _, t := range req.(*kmsg.FetchRequest).Topics { //nolint:forcetypeassert // by its key
+			for _, p := range t.Partitions {
+				next[p.Partition] = max(next[p.Partition], p.FetchOffset)
+			}
+		}
+		return nil, nil, false
+	})
+	fetched := func() (sum int64) {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, n := range next {
+			sum += n
+		}
+		return sum
+	}
+	s := declare(t, open(t, &kafka.Options{
+		Brokers: cluster.ListenAddrs(), FetchMaxPartitionBytes: part, FetchMaxBytes: 10 * part, FetchMaxWait: 10 * time.Millisecond, Compression: "none",
+	}), broker.StreamConfig{Partitions: partitions})
+	m := member(t, s, name(t), nil)
+	eventually(t, "partitions", func() bool {
+		wait, cancel := context.WithTimeout(ctx, 10*time.Millisecond)
+		defer cancel()
+		_, _ = m.Receive(wait, 1)
+		return len(m.Partitions()) == partitions
+	})
+	rs := make([]broker.Record, 300)
+	for p := range int32(partitions) {
+		m.Pause(p)
+		for i := range rs {
+			rs[i] = broker.Record{Value: make([]byte, size), Partition: p, Pin: true}
+		}
+		// One by one, since a batch is fetched as a whole.
+		for i := range rs {
+			if _, err := s.Publish(ctx, rs[i]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for last := int64(-1); last != fetched(); {
+			last = fetched()
+			wait, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+			if rs, err := m.Receive(wait, 1); len(rs) > 0 || wait.Err() == nil {
+				t.Fatalf("%d records of what is paused, %v", len(rs), err)
+			}
+			cancel()
+		}
+	}
+	if n, most := fetched()*size, int64(50*part); n > most {
+		t.Errorf("%d bytes of paused partitions, want at most %d", n, most)
+	}
+	m.Resume(m.Partitions()...)
+	receive(t, m, partitions*len(rs))
+}
+
 // A seek and a rebalance forget what was fetched ahead.
 func TestWhatIsAheadEndsWithItsPosition(t *testing.T) {
 	onBrokers(t, func(t *testing.T, o *kafka.Options) {

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/queuestream/broker"
 	"github.com/queuestream/broker/adapters/kafka"
+	"github.com/twmb/franz-go/pkg/kgo"
 )
 
 func transactor(t testing.TB, b *kafka.Broker, id string) broker.Transactor {
@@ -145,6 +147,36 @@ func TestTransactionCommitsThePrefixAndRewinds(t *testing.T) {
 		eventually(t, "the copies of 0 to 3 and 6 to 9", func() bool {
 			return fmt.Sprint(values(t, out, true)) == "[v0 v1 v2 v3 v6 v7 v8 v9]"
 		})
+	})
+}
+
+// A Receive that waits goes on at once with what a rollback gives back.
+func TestRollbackEndsTheWaitForRecords(t *testing.T) {
+	onBrokers(t, func(t *testing.T, o *kafka.Options) {
+		ctx := testContext(t)
+		var polls pollCount
+		counted := *o
+		counted.Client = append(counted.Client, kgo.WithHooks(&polls))
+		b := open(t, &counted)
+		s := declare(t, b, broker.StreamConfig{Partitions: 1})
+		publish(t, s, 1)
+		m := member(t, s, name(t), nil)
+		tx := begin(t, transactor(t, b, name(t)))
+		if err := tx.CommitOffsets(ctx, m, receive(t, m, 1)...); err != nil {
+			t.Fatal(err)
+		}
+		before := polls.n.Load()
+		got := make(chan []*broker.Record, 1)
+		go func() { got <- receive(t, m, 1) }()
+		eventually(t, "a poll that waits", func() bool { return polls.n.Load() >= before+2 })
+		began := time.Now()
+		if err := tx.Rollback(ctx); err != nil {
+			t.Fatal(err)
+		}
+		wantOffset(t, (<-got)[0], 0)
+		if took := time.Since(began); took > 2*time.Second {
+			t.Errorf("the Receive that waited came %v after the rollback", took)
+		}
 	})
 }
 

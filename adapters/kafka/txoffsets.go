@@ -125,5 +125,6 @@ func (c *GroupConsumer) rewind() {
 		c.drop(h)
 		h.start, h.moved = h.base, math.MaxUint64
 		c.retry = append(c.retry, p)
+		c.awake()
 	}
 }
