@@ -4,6 +4,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // Headers that a dead-lettered message carries on top of its own, the same on
@@ -13,6 +14,9 @@ const (
 	HeaderDeadLetterQueue    = "x-dead-letter-queue" // where it was consumed
 	HeaderDeadLetterAttempts = "x-dead-letter-attempts"
 	HeaderDeadLetterTime     = "x-dead-letter-time" // RFC 3339
+	// HeaderDeadLetterOmitted is there where a record did not fit into its
+	// dead-letter target: body and headers are missing, and it tells their bytes.
+	HeaderDeadLetterOmitted = "x-dead-letter-omitted"
 )
 
 // Headers that tell where in a stream a message comes from.
@@ -26,7 +30,7 @@ const (
 
 // A DeadLetter tells why a message is in a dead-letter queue.
 type DeadLetter struct {
-	Reason   string
+	Reason   string // at most 1,024 bytes of it are kept
 	Queue    string // where it was consumed
 	Attempts int
 	Time     time.Time
@@ -39,12 +43,29 @@ type DeadLetter struct {
 func DeadLetterMessage(m Message, why DeadLetter) Message {
 	h := m.Headers.Without(isDeadLetterHeader)
 	m.Headers = append(h[:len(h):len(h)],
-		Header{HeaderDeadLetterReason, why.Reason},
+		Header{HeaderDeadLetterReason, cut(why.Reason, maxReason)},
 		Header{HeaderDeadLetterQueue, why.Queue},
 		Header{HeaderDeadLetterAttempts, strconv.Itoa(why.Attempts)},
 		Header{HeaderDeadLetterTime, why.Time.UTC().Format(time.RFC3339Nano)})
 	m.Delay, m.TTL = 0, 0
 	return m
+}
+
+// maxReason bounds a reason: the error of a handler may quote a whole page, and
+// with it the dead letter would be refused.
+const maxReason = 1024
+
+// cut returns at most the first n bytes of s, and no part of a character.
+func cut(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	for i := range utf8.UTFMax { // of what is no text nothing is a beginning
+		if utf8.RuneStart(s[n-i]) {
+			return s[:n-i]
+		}
+	}
+	return s[:n]
 }
 
 // DeadLetterOf reads what DeadLetterMessage wrote, and whether it is there.

@@ -2,6 +2,8 @@ package broker
 
 import (
 	"context"
+	"errors"
+	"strconv"
 	"time"
 )
 
@@ -10,7 +12,9 @@ import (
 // failed. The message's ID is "stream/partition/offset", so that doing it twice
 // can be told. Where the queue has groups, the record's key is the GroupID;
 // where it deduplicates, the ID is the DedupID. A tombstone becomes an empty
-// body with the header x-source-tombstone.
+// body with the header x-source-tombstone. Of a record that is too large for the
+// queue the coordinates and the reason are published, without body and headers,
+// and [HeaderDeadLetterOmitted]: the stream still has it.
 func DeadLetterTo(p Publisher) DeadLetterFunc {
 	return func(ctx context.Context, r *Record, cause error) error {
 		info := r.Info()
@@ -25,6 +29,10 @@ func DeadLetterTo(p Publisher) DeadLetterFunc {
 			}
 		}
 		_, err := p.Publish(ctx, m)
+		if errors.Is(err, ErrTooLarge) {
+			m.Body, m.Headers = nil, omittedHeaders(r, info, cause)
+			_, err = p.Publish(ctx, m)
+		}
 		return err
 	}
 }
@@ -32,10 +40,15 @@ func DeadLetterTo(p Publisher) DeadLetterFunc {
 // DeadLetterStream returns a DeadLetterFunc that appends the record to another
 // stream: key, value, headers, where it comes from and why it failed. A
 // tombstone becomes an empty value with the header x-source-tombstone, so that
-// it deletes no other dead letter.
+// it deletes no other dead letter. One that is too large becomes what DeadLetterTo
+// makes of it, with its key.
 func DeadLetterStream(s Stream) DeadLetterFunc {
 	return func(ctx context.Context, r *Record, cause error) error {
-		_, err := s.Publish(ctx, Record{Key: r.Key, Value: r.Value, Headers: deadLetterHeaders(r, r.Info(), cause)})
+		info := r.Info()
+		_, err := s.Publish(ctx, Record{Key: r.Key, Value: r.Value, Headers: deadLetterHeaders(r, info, cause)})
+		if errors.Is(err, ErrTooLarge) {
+			_, err = s.Publish(ctx, Record{Key: r.Key, Headers: omittedHeaders(r, info, cause)})
+		}
 		return err
 	}
 }
@@ -66,4 +79,11 @@ func deadLetterHeaders(r *Record, info Info, cause error) Headers {
 		h = append(h, Header{HeaderSourceTombstone, "true"})
 	}
 	return h
+}
+
+// omittedHeaders returns those of a dead letter whose record does not fit.
+func omittedHeaders(r *Record, info Info, cause error) Headers {
+	bare := *r
+	bare.Headers = nil
+	return deadLetterHeaders(&bare, info, cause).With(HeaderDeadLetterOmitted, strconv.Itoa(r.Size()))
 }

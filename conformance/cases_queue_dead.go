@@ -177,7 +177,8 @@ func deadLetterKeeps(c *C, q broker.Queue) {
 			c.Must(d.Reject(c.ctx, reason), "reject")
 		} else {
 			if caps.MaxAttempts != attemptLimit {
-				return
+				c.Ack(d)
+				break
 			}
 			c.Nack(d, 0)
 			c.Nack(c.ReceiveOne(k), 0)
@@ -209,6 +210,17 @@ func deadLetterKeeps(c *C, q broker.Queue) {
 		c.quiet(dead, "there is one copy of it")
 		c.quiet(k, "it is in the dead-letter queue")
 		m.ID = broker.NewID()
+	}
+
+	// An error may quote a whole page. That is no reason to keep the message.
+	page := strings.Repeat("page ", 100_000)
+	c.Publish(q, m)
+	c.Must(c.ReceiveOne(k).Reject(c.ctx, page), "reject with a reason of %d bytes", len(page))
+	got := c.ReceiveOne(dead)
+	c.Ack(got)
+	why, _ := broker.DeadLetterOf(&got.Message)
+	if got.ID != m.ID || !bytes.Equal(got.Body, m.Body) || why.Reason == "" || !strings.HasPrefix(page, why.Reason) {
+		c.Errorf("rejected with a long reason: %q, reason %.40q of %d bytes", got.Body, why.Reason, len(why.Reason))
 	}
 }
 

@@ -190,6 +190,12 @@ var queueMutants = []struct {
 		k.s.held[d.ID] = d
 		k.s.mu.Unlock()
 	}}},
+	{"a long reason keeps the message", "DeadLetterKeeps", mutation{settle: func(k *mutantConsumer, ctx context.Context, d *broker.Delivery, v broker.Verdict) error {
+		if len(v.Reason) > 64<<10 {
+			return &broker.SizeError{Size: len(v.Reason)}
+		}
+		return k.Consumer.SettleOne(ctx, d, v)
+	}}},
 	{"reject drops the message", "DeadLetterKeeps", mutation{settle: onVerdict(broker.VerdictReject, as(broker.VerdictAck))}},
 	{"extend does nothing", "ExtendLease", mutation{settle: onVerdict(broker.VerdictExtend, func(k *mutantConsumer, _ context.Context, d *broker.Delivery) error {
 		d.SetLease(time.Now().Add(k.lease))
