@@ -50,6 +50,8 @@ type target struct {
 	maxAllocs float64 // allocations a message of "of"
 	maxCPU    float64 // CPU a message, of / over
 	maxP99    time.Duration
+	// p99, of / over
+	maxP99Ratio float64
 }
 
 // A sample is one run.

@@ -117,6 +117,10 @@ func (r *report) target(t target, res []result) {
 	case t.maxAllocs > 0:
 		got := median(of, func(s sample) float64 { return s.allocs })
 		r.line("\n- %s: at most %.0f allocations a message: %.2f, %s", t.of, t.maxAllocs, got, verdict(got <= t.maxAllocs+0.05))
+	case t.maxP99Ratio > 0:
+		p99 := func(ss []sample) float64 { return float64(median(ss, func(s sample) time.Duration { return s.p99 })) }
+		got := p99(of) / p99(find(t.over))
+		r.line("\n- p99 of %s ≤ %.2f × %s: %.2f, %s", t.of, t.maxP99Ratio, t.over, got, verdict(got <= t.maxP99Ratio))
 	case t.maxP99 > 0:
 		got := median(of, func(s sample) time.Duration { return s.p99 })
 		r.line("\n- %s: p99 at most %v: %v, %s", t.of, t.maxP99, got, verdict(got <= t.maxP99))
