@@ -22,6 +22,8 @@ func batchChain(base context.Context, mw []Middleware, ins []Incoming, inner fun
 		results = make([]error, len(ins))           // of the chains
 		wg      sync.WaitGroup
 	)
+	finish := sync.OnceFunc(func() { close(done); wg.Wait() })
+	defer finish() // also where inner ends the goroutine
 	call := func(index []int) (err error) {
 		defer recovered(&err)
 		ctx, cancel := context.WithCancelCause(base)
@@ -63,18 +65,21 @@ func batchChain(base context.Context, mw []Middleware, ins []Incoming, inner fun
 		wg.Go(func() {
 			defer count(false)
 			defer recovered(&results[i])
+			results[i] = errGoexit
 			results[i] = chain(base, in)
 		})
 	}
 	<-ready
 	slices.Sort(arrived)
 	if len(arrived) > 0 {
+		for _, i := range arrived {
+			errs[i] = errGoexit
+		}
 		err := call(arrived)
 		for k, i := range arrived {
 			errs[i] = errorOf(err, k, len(arrived))
 		}
 	}
-	close(done)
-	wg.Wait()
+	finish()
 	return NewBatchError(results)
 }

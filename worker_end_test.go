@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -161,4 +163,51 @@ func TestRateLimitWithATimeout(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+}
+
+// A handler that ends its goroutine (a test's FailNow does) has failed, as one
+// that panics has: its message comes again and the lane goes on.
+func TestWorkerHandlerEndsItsGoroutine(t *testing.T) {
+	first := func(tries *atomic.Int32) {
+		if tries.Add(1) == 1 {
+			runtime.Goexit()
+		}
+	}
+	pass := func(next broker.HandlerFunc) broker.HandlerFunc {
+		return func(ctx context.Context, in broker.Incoming) error { return next(ctx, in) }
+	}
+	for name, set := range map[string]func(w *broker.Worker, tries *atomic.Int32){
+		"one": func(w *broker.Worker, tries *atomic.Int32) {
+			w.Handler = func(context.Context, *broker.Delivery) error { first(tries); return nil }
+		},
+		"a batch": func(w *broker.Worker, tries *atomic.Int32) {
+			w.BatchHandler = func(context.Context, []*broker.Delivery) error { first(tries); return nil }
+		},
+		"a batch, with a middleware": func(w *broker.Worker, tries *atomic.Int32) {
+			w.BatchHandler = func(context.Context, []*broker.Delivery) error { first(tries); return nil }
+			w.Middleware = []broker.Middleware{pass}
+		},
+		"the middleware of a batch": func(w *broker.Worker, tries *atomic.Int32) {
+			w.BatchHandler = func(context.Context, []*broker.Delivery) error { return nil }
+			w.Middleware = []broker.Middleware{func(next broker.HandlerFunc) broker.HandlerFunc {
+				return func(ctx context.Context, in broker.Incoming) error { first(tries); return next(ctx, in) }
+			}}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				q := brokertest.NewQueue("q", broker.Message{ID: "1"})
+				w := &broker.Worker{Queue: q, Concurrency: 1, Logger: quiet}
+				set(w, new(atomic.Int32))
+				stop := start(t, w)
+				advance(time.Minute)
+				if s := w.Stats(); s.Acked != 1 || s.Retried != 1 || s.HandlerErrors != 1 || s.Held != 0 || s.Handlers != 0 {
+					t.Errorf("%+v", s)
+				}
+				if err := stop(); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
 }

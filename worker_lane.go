@@ -8,11 +8,22 @@ import (
 
 // lane handles one piece of work after the other.
 func (r *workerRun) lane() {
+	through := false
+	defer func() {
+		if !through { // a handler has ended the goroutine; another goes on
+			r.freeLanes(1)
+			r.wg.Go(r.lane)
+		}
+	}()
 	for jobs := range r.work {
 		r.handle(jobs)
 		r.freeLanes(1)
 	}
+	through = true
 }
+
+// errGoexit is what a handler has failed with that ended its goroutine.
+var errGoexit = errors.New("the handler ended its goroutine, as runtime.Goexit and testing.T.FailNow do")
 
 // handBack returns at once what was received and not begun before the drain
 // was over, for others.
@@ -39,11 +50,15 @@ func (r *workerRun) handle(jobs []*job) {
 	if jobs = r.keeper.start(jobs, run); len(jobs) == 0 {
 		return
 	}
+	r.w.counters.running.Add(1)
+	began, err := time.Now(), errGoexit
+	defer func() { r.handled(ctx, jobs, time.Since(began), err) }()
+	err = r.call(ctx, jobs)
+}
+
+// handled has carried out what follows from a handler's error.
+func (r *workerRun) handled(ctx context.Context, jobs []*job, took time.Duration, err error) {
 	c := &r.w.counters
-	c.running.Add(1)
-	began := time.Now()
-	err := r.call(ctx, jobs)
-	took := time.Since(began)
 	average := r.took.Load()
 	r.took.Store(average + (int64(took)-average)/8) // a race loses one sample
 	c.running.Add(-1)
