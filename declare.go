@@ -14,11 +14,12 @@ import (
 //	b, err := openers.Open(ctx, "kafka://localhost:9092")
 type Openers map[string]func(ctx context.Context, url string) (Broker, error)
 
-// Open opens the broker at rawURL. A scheme that is not in o is ErrUnsupported.
+// Open opens the broker at rawURL. A scheme, in letters of either case, that is
+// not in o is ErrUnsupported.
 func (o Openers) Open(ctx context.Context, rawURL string) (Broker, error) {
 	scheme, _, ok := strings.Cut(rawURL, ":")
 	if ok {
-		if open := o[scheme]; open != nil {
+		if open := o[strings.ToLower(scheme)]; open != nil {
 			return open(ctx, rawURL)
 		}
 	}
@@ -51,6 +52,9 @@ func DeclareQueue(ctx context.Context, b Broker, name string, cfg QueueConfig) (
 		name = n.QueueName(name, cfg)
 	}
 	if cfg.DeadLetter == "" && cfg.MaxAttempts > 0 {
+		if err := ValidateDeclaredName(name); err != nil { // before a dead-letter queue is left behind
+			return nil, &Error{Op: "declare queue", Name: name, Err: err}
+		}
 		dead := QueueConfig{
 			Ordered: cfg.Ordered, MaxBytes: cfg.MaxBytes, Shards: cfg.Shards,
 			Temporary: cfg.Temporary, Tags: cfg.Tags,

@@ -253,6 +253,17 @@ func TestDeclareQueueAndOpeners(t *testing.T) {
 	if _, err := broker.DeclareQueue(ctx, b, "", broker.QueueConfig{}); !errors.Is(err, broker.ErrInvalid) {
 		t.Error(err)
 	}
+	if _, err := broker.DeclareQueue(ctx, b, "", broker.QueueConfig{MaxAttempts: 3}); !errors.Is(err, broker.ErrInvalid) {
+		t.Error(err)
+	}
+	if _, err := b.Queue(ctx, broker.DeadLetterName(""), nil); !errors.Is(err, broker.ErrNotFound) {
+		t.Errorf("a dead-letter queue is left behind: %v", err)
+	}
+	if same, err := openers.Open(ctx, "Memory://declare"); err != nil {
+		t.Error(err)
+	} else if err := errors.Join(same.Ping(ctx), same.Close()); err != nil {
+		t.Error(err)
+	}
 	if _, err := broker.DeclareQueue(ctx, noAdmin{b}, "x", broker.QueueConfig{}); !errors.Is(err, broker.ErrUnsupported) {
 		t.Error(err)
 	}
