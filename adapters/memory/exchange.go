@@ -344,7 +344,14 @@ func (r *route) store(ctx context.Context, m *broker.Message, delay time.Duratio
 			return fmt.Errorf("queue %q: %w", q.name, err)
 		}
 	}
+	if !stored && r.h.Capabilities().Unroutable {
+		return r.unroutable()
+	}
 	return nil
+}
+
+func (r *route) unroutable() error {
+	return fmt.Errorf("%w: %w for routing key %q", broker.ErrNotFound, errNoQueue, r.key)
 }
 
 // targets returns the queues that m goes to, each once.
@@ -369,7 +376,7 @@ func (r *route) targets(m *broker.Message) ([]*queue, error) {
 		}
 	}
 	if len(queues) == 0 && c.Unroutable {
-		return nil, fmt.Errorf("%w: %w for routing key %q", broker.ErrNotFound, errNoQueue, r.key)
+		return nil, r.unroutable()
 	}
 	return queues, nil
 }
