@@ -143,7 +143,9 @@ func million(c *C, q broker.Queue) {
 	if ledger.repeated > 0 && !c.h.Duplicates {
 		c.Errorf("%d deliveries were repeated", ledger.repeated)
 	}
-	c.Note("rate", "%.0f/s", float64(n)/max(time.Since(start).Seconds(), 1e-9))
+	if start.Year() > 2000 { // else in virtual time, which begins then
+		c.Note("rate", "%.0f/s", float64(n)/max(time.Since(start).Seconds(), 1e-9))
+	}
 }
 
 func (c *C) deliver(l *ledger, d *broker.Delivery) {
