@@ -134,9 +134,20 @@ func (rt *Route) Lag(ctx context.Context) ([]broker.PartitionLag, error) {
 // group is the consumer group. It may be asked for while Run begins.
 func (rt *Route) group() string { return orDefault(rt.Group, defaultGroup(rt.Name)) }
 
-// sameGroupBatch is how many records a lane takes at once with BatchSameGroup,
+// requestTasks is how many records a lane takes at once where it takes several:
 // what a request to SQS holds.
-const sameGroupBatch = 10
+const requestTasks = 10
+
+// unordered tells whether the target keeps no order, so that several tasks of a
+// key may go to it in one request. Handing over ten at once costs less than one
+// by one; what a filter leaves of them would be few.
+func (rt *Route) unordered() bool {
+	if rt.Target == nil || rt.Filter != nil || rt.GroupFor != nil {
+		return false
+	}
+	c := rt.Target.Capabilities()
+	return !c.FIFO && !c.Groups
+}
 
 func (rt *Route) newProcessor() *broker.Processor {
 	p := &broker.Processor{
@@ -153,9 +164,13 @@ func (rt *Route) newProcessor() *broker.Processor {
 		DrainTimeout:  rt.DrainTimeout,
 		Logger:        rt.Logger,
 	}
-	if rt.BatchSameGroup {
-		p.BatchHandler, p.MaxBatch = rt.handleBatch, sameGroupBatch
-	} else {
+	switch {
+	case rt.BatchSameGroup:
+		p.BatchHandler, p.MaxBatch = rt.handleBatch, requestTasks
+	case rt.unordered():
+		p.BatchHandler, p.MaxBatch = rt.handleBatch, min(requestTasks, rt.Concurrency)
+		p.Concurrency = (rt.Concurrency + requestTasks - 1) / requestTasks
+	default:
 		p.Handler = rt.handle
 	}
 	if rt.GroupFor != nil {

@@ -245,32 +245,38 @@ func TestContract7Poison(t *testing.T) {
 }
 
 // 7. A dead-letter queue that is down blocks; it never drops.
+// Nor does it send twice what went along with the record that it blocks.
 func TestContract7DeadLetterQueueDown(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, 1)
-		w.publish(10, 2)
-		dead := &flaky{Queue: w.dead, before: func(broker.Message) error { return errThrottled }}
-		rt := w.route(func(rt *Route) {
-			rt.Target = &flaky{Queue: w.queue, before: func(m broker.Message) error {
-				if string(m.Body) == "0" {
-					return errRefused
+	for _, same := range []bool{false, true} {
+		t.Run(fmt.Sprintf("BatchSameGroup=%v", same), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, 1)
+				w.publish(10, 2)
+				dead := &flaky{Queue: w.dead, before: func(broker.Message) error { return errThrottled }}
+				q := &flaky{Queue: w.queue, before: func(m broker.Message) error {
+					if string(m.Body) == "0" {
+						return errRefused
+					}
+					return nil
+				}}
+				rt := w.route(func(rt *Route) { rt.Target, rt.DeadLetter, rt.BatchSameGroup = q, dead, same })
+				stop := w.start(rt)
+				w.until("many tries", func() bool { return dead.sent() > 10 })
+				if w.lag("bridge-r") == 0 {
+					t.Error("committed before the dead letter was stored")
 				}
-				return nil
-			}}
-			rt.DeadLetter = dead
+				dead.set(nil, nil)
+				w.until("the end of the stream", func() bool { return w.lag("bridge-r") == 0 })
+				check(t, stop())
+				if got := w.drain(w.dead); len(got) != 1 || string(got[0].Body) != "0" {
+					t.Errorf("dead letters: %v", values(got))
+				}
+				if s := rt.Stats(); q.sent() != 10 || s.Enqueued != 9 || s.Parked != 1 {
+					t.Errorf("%d sends for 10 records; stats %+v", q.sent(), s)
+				}
+			})
 		})
-		stop := w.start(rt)
-		w.until("many tries", func() bool { return dead.sent() > 10 })
-		if w.lag("bridge-r") == 0 {
-			t.Error("committed before the dead letter was stored")
-		}
-		dead.set(nil, nil)
-		w.until("the end of the stream", func() bool { return w.lag("bridge-r") == 0 })
-		check(t, stop())
-		if got := w.drain(w.dead); len(got) != 1 || string(got[0].Body) != "0" {
-			t.Errorf("dead letters: %v", values(got))
-		}
-	})
+	}
 }
 
 // 7. A failure that the bridge does not know is tried Attempts times.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"time"
 
@@ -18,41 +19,96 @@ func (rt *Route) handle(ctx context.Context, r *broker.Record) error {
 	return rt.decide(ctx, r, start, duplicate, kept, err)
 }
 
+// A sending is what goes to one queue in one call.
+type sending struct {
+	queue broker.Queue
+	tasks []broker.Message
+	index []int // of their records
+}
+
+// An outcome is what became of one try of a record.
+type outcome struct {
+	ended     bool // at an earlier one
+	kept      bool
+	duplicate bool
+	err       error
+}
+
 // handleBatch enqueues several records, those of one key in order, with one
 // call for each queue; the verdict of each is in a *broker.BatchError.
 func (rt *Route) handleBatch(ctx context.Context, rs []*broker.Record) error {
 	start := time.Now()
-	type send struct {
-		tasks []broker.Message
-		index []int
-	}
-	var queues []broker.Queue // in order of first use
-	sends := map[broker.Queue]*send{}
-	errs := make([]error, len(rs))
+	outcomes := make([]outcome, len(rs))
+	sendings := make([]sending, 0, 1)
 	for i, r := range rs {
-		q, task, kept, err := rt.plan(ctx, r)
-		if err != nil || !kept {
-			errs[i] = rt.decide(ctx, r, start, false, kept, err)
+		o := &outcomes[i]
+		if o.ended = rt.hasEnded(r); o.ended {
 			continue
 		}
-		s := sends[q]
-		if s == nil {
-			s = &send{}
-			queues, sends[q] = append(queues, q), s
+		var q broker.Queue
+		var task broker.Message
+		if q, task, o.kept, o.err = rt.plan(ctx, r); o.err != nil || !o.kept {
+			continue
 		}
+		at := slices.IndexFunc(sendings, func(s sending) bool { return s.queue == q })
+		if at < 0 {
+			at, sendings = len(sendings), append(sendings, sending{
+				queue: q, tasks: make([]broker.Message, 0, len(rs)-i), index: make([]int, 0, len(rs)-i),
+			})
+		}
+		s := &sendings[at]
 		s.tasks, s.index = append(s.tasks, task), append(s.index, i)
 	}
-	for _, q := range queues {
-		s := sends[q]
-		receipts, err := q.PublishBatch(ctx, s.tasks)
+	for _, s := range sendings {
+		receipts, err := s.queue.PublishBatch(ctx, s.tasks)
 		for j, i := range s.index {
 			receipt, err := receipts[j], broker.ErrorAt(err, j)
 			if rt.claims(s.tasks[j], err) {
-				receipt, err = rt.publishClaim(ctx, q, rs[i], s.tasks[j])
+				receipt, err = rt.publishClaim(ctx, s.queue, rs[i], s.tasks[j])
 			}
-			errs[i] = rt.decide(ctx, rs[i], start, receipt.Duplicate, true, err)
+			outcomes[i].duplicate, outcomes[i].err = receipt.Duplicate, err
 		}
 	}
+	return rt.decideAll(ctx, rs, start, outcomes)
+}
+
+// A line is what the Processor keeps in order.
+type line struct {
+	partition int32
+	order     string
+}
+
+// decideAll decides on the records of a batch. Those behind one that has failed,
+// in its line, come again whatever is said of them: what has ended is remembered,
+// and what failed too is decided on then.
+func (rt *Route) decideAll(ctx context.Context, rs []*broker.Record, start time.Time, outcomes []outcome) error {
+	var errs []error
+	var failed map[line]bool
+	var ended []*broker.Record
+	for i, r := range rs {
+		o := &outcomes[i]
+		var l line
+		behind := false
+		if failed != nil {
+			l = line{r.Partition, rt.order(r)}
+			behind = failed[l] && l.order != ""
+		}
+		err := o.err
+		if !o.ended && (err == nil || !behind) {
+			err = rt.decide(ctx, r, start, o.duplicate, o.kept, err)
+		}
+		switch {
+		case err == nil && behind:
+			ended = append(ended, r)
+		case err == nil:
+		case failed == nil:
+			failed, errs = map[line]bool{{r.Partition, rt.order(r)}: true}, make([]error, len(rs))
+			errs[i] = err
+		default:
+			failed[l], errs[i] = true, err
+		}
+	}
+	rt.remember(ended)
 	return broker.NewBatchError(errs)
 }
 

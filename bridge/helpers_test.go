@@ -47,6 +47,15 @@ func newWorld(t *testing.T, partitions int) *world {
 	return w
 }
 
+// standard makes the target a queue that keeps no order and suppresses nothing.
+func (w *world) standard() {
+	w.t.Helper()
+	b := must(memory.Open(w.ctx, &memory.Options{Profile: memory.SQSStandard}))(w.t)
+	w.t.Cleanup(func() { check(w.t, b.Close()) })
+	check(w.t, b.DeclareQueue(w.ctx, "tasks", broker.QueueConfig{}))
+	w.queue = must(b.Queue(w.ctx, "tasks", nil))(w.t)
+}
+
 // publish appends n records whose keys are key-0 … key-(keys-1), with the
 // numbers from w.entered on as values.
 func (w *world) publish(n, keys int) {

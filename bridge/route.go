@@ -219,6 +219,14 @@ func (rt *Route) groupOf(r *broker.Record, id string) (string, error) {
 	return orDefault(group, id), nil
 }
 
+// order is what orders r among those of its partition; "" is nothing.
+func (rt *Route) order(r *broker.Record) string {
+	if rt.GroupFor != nil {
+		return rt.orderBy(r)
+	}
+	return string(r.Key)
+}
+
 // orderBy is what the Processor orders r by; where GroupFor fails, r is poison
 // and parked in the order of its key.
 func (rt *Route) orderBy(r *broker.Record) string {

@@ -30,18 +30,35 @@ type fakeFIFO struct {
 	// fault may refuse a whole request (an answer) or some of its entries, which
 	// are then not stored, by index.
 	fault func(req *http.Request, entries []fakeEntry) (*http.Response, map[int]fakeFailure, error)
+	lose  func() bool // whether to lose the answer to a request that was carried out
 
 	mu      sync.Mutex
+	repeats int // entries that were suppressed
 	seen    map[string]bool
 	arrived []fakeEntry
 }
 
 type fakeEntry struct {
-	ID        string         `json:"Id"`
-	Body      string         `json:"MessageBody"`
-	Group     string         `json:"MessageGroupId"`
-	Dedup     string         `json:"MessageDeduplicationId"`
-	Attribute map[string]any `json:"MessageAttributes"`
+	ID        string `json:"Id"`
+	Body      string `json:"MessageBody"`
+	Group     string `json:"MessageGroupId"`
+	Dedup     string `json:"MessageDeduplicationId"`
+	Attribute map[string]struct {
+		DataType, StringValue string
+		BinaryValue           []byte
+	} `json:"MessageAttributes"`
+}
+
+// fakeLimit is what a message may have, and all of a request.
+const fakeLimit = 262_144
+
+// size is counted as SQS does.
+func (e *fakeEntry) size() int {
+	n := len(e.Body)
+	for name, a := range e.Attribute {
+		n += len(name) + len(a.DataType) + len(a.StringValue) + len(a.BinaryValue)
+	}
+	return n
 }
 
 type fakeFailure struct {
@@ -65,7 +82,7 @@ func (f *fakeFIFO) RoundTrip(req *http.Request) (*http.Response, error) {
 		return reply(map[string]string{"QueueUrl": "http://fake.invalid/1/tasks.fifo"})
 	case "GetQueueAttributes":
 		return reply(map[string]any{"Attributes": map[string]string{
-			"FifoQueue": "true", "ContentBasedDeduplication": "false", "MaximumMessageSize": "262144", "VisibilityTimeout": "30",
+			"FifoQueue": "true", "ContentBasedDeduplication": "false", "MaximumMessageSize": strconv.Itoa(fakeLimit), "VisibilityTimeout": "30",
 			"MessageRetentionPeriod": "345600", "DelaySeconds": "0", "ReceiveMessageWaitTimeSeconds": "0",
 			"QueueArn": "arn:aws:sqs:us-east-1:1:tasks.fifo",
 		}})
@@ -82,7 +99,11 @@ func (f *fakeFIFO) RoundTrip(req *http.Request) (*http.Response, error) {
 				return res, err
 			}
 		}
-		return reply(f.store(in.Entries, failed))
+		out := f.store(in.Entries, failed)
+		if f.lose != nil && f.lose() {
+			return nil, errors.New("connection reset")
+		}
+		return reply(out)
 	default:
 		return nil, fmt.Errorf("the fake SQS knows no %s", op)
 	}
@@ -92,8 +113,11 @@ func (f *fakeFIFO) store(entries []fakeEntry, failed map[int]fakeFailure) any {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var ok, bad []map[string]any
-	groups := map[string]bool{}
+	groups, size := map[string]bool{}, 0
 	for i, e := range entries {
+		if size += e.size(); size > fakeLimit {
+			f.t.Errorf("SQS would refuse a request of %d bytes", size)
+		}
 		if !groupIDs.MatchString(e.Group) || !groupIDs.MatchString(e.Dedup) || len(e.Attribute) > 10 {
 			f.t.Errorf("SQS would refuse group %q, dedup id %q, %d attributes", e.Group, e.Dedup, len(e.Attribute))
 		}
@@ -106,10 +130,12 @@ func (f *fakeFIFO) store(entries []fakeEntry, failed map[int]fakeFailure) any {
 			continue
 		}
 		ok = append(ok, map[string]any{"Id": e.ID, "MessageId": e.Dedup, "SequenceNumber": strconv.Itoa(len(f.seen))})
-		if !f.seen[e.Dedup] {
-			f.seen[e.Dedup] = true
-			f.arrived = append(f.arrived, e)
+		if f.seen[e.Dedup] {
+			f.repeats++
+			continue
 		}
+		f.seen[e.Dedup] = true
+		f.arrived = append(f.arrived, e)
 	}
 	return map[string]any{"Successful": ok, "Failed": bad}
 }

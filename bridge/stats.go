@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -73,6 +74,9 @@ type state struct {
 	paused    bool
 	halted    error
 	failures  map[coordinates]int // tries that failed for an unknown reason
+	ended     map[held]bool       // behind one that had not
+	endedRoom int                 // how many of them cause a sweep
+	remembers atomic.Bool         // failures or ended may hold something
 
 	targets sync.Map // that TargetFor chose: broker.Queue → nil
 }
@@ -146,6 +150,7 @@ func (rt *Route) event(kind EventKind, r *broker.Record, start time.Time, duplic
 func (rt *Route) failed(r *broker.Record) int {
 	rt.mu.Lock()
 	defer rt.mu.Unlock()
+	rt.remembers.Store(true)
 	if rt.failures == nil {
 		rt.failures = map[coordinates]int{}
 	}
@@ -155,9 +160,65 @@ func (rt *Route) failed(r *broker.Record) int {
 }
 
 func (rt *Route) forget(r *broker.Record) {
+	if !rt.remembers.Load() {
+		return
+	}
 	rt.mu.Lock()
 	defer rt.mu.Unlock()
-	if len(rt.failures) > 0 {
-		delete(rt.failures, coordinates{r.Partition, r.Offset()})
+	delete(rt.failures, coordinates{r.Partition, r.Offset()})
+	rt.remembers.Store(len(rt.failures)+len(rt.ended) > 0)
+}
+
+// A held record is one of an assignment: it comes again as long as that lasts,
+// and is another one afterwards.
+type held struct {
+	by     *broker.Assignment
+	offset broker.Offset
+}
+
+// endedRoom is how many records may be remembered before those are looked for
+// that need not be.
+const endedRoom = 1000
+
+// remember notes records that have ended and may be handled again all the same.
+func (rt *Route) remember(rs []*broker.Record) {
+	if len(rs) == 0 {
+		return
 	}
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	if rt.ended == nil {
+		rt.ended, rt.endedRoom = map[held]bool{}, endedRoom
+	}
+	for _, r := range rs {
+		rt.ended[held{r.Assignment(), r.Offset()}] = true
+	}
+	if len(rt.ended) > rt.endedRoom {
+		rt.sweep()
+		rt.endedRoom = max(endedRoom, 2*len(rt.ended))
+	}
+	rt.remembers.Store(true)
+}
+
+// sweep forgets what was committed, and what went to another member. rt.mu is
+// held.
+func (rt *Route) sweep() {
+	committed := map[int32]broker.PartitionStats{}
+	for _, p := range rt.processor.Stats().Partitions {
+		committed[p.Partition] = p
+	}
+	maps.DeleteFunc(rt.ended, func(h held, _ bool) bool {
+		p := committed[h.by.Partition]
+		return h.by.Ended() || p.HasCommitted && h.offset.Compare(p.Committed) <= 0
+	})
+}
+
+// hasEnded tells whether r is remembered.
+func (rt *Route) hasEnded(r *broker.Record) bool {
+	if !rt.remembers.Load() {
+		return false
+	}
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	return rt.ended[held{r.Assignment(), r.Offset()}]
 }
