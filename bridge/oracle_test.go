@@ -94,7 +94,9 @@ func TestContract1CommittedPrefix(t *testing.T) {
 						}
 						return nil
 					}}
-					rt.Filter = func(r *broker.Record) (bool, error) { return number(r.Value)%9 != 0, nil }
+					if way != "standard queue" { // with a filter its records go one by one
+						rt.Filter = func(r *broker.Record) (bool, error) { return number(r.Value)%9 != 0, nil }
+					}
 					rt.Observe = func(e Event) {
 						if e.Kind == Enqueued || e.Kind == Filtered || e.Kind == Parked {
 							mu.Lock()
@@ -106,7 +108,7 @@ func TestContract1CommittedPrefix(t *testing.T) {
 				stop := w.start(rt)
 				w.until("the end of the stream", func() bool { return w.lag("bridge-r") == 0 })
 				check(t, stop())
-				if s := rt.Stats(); len(ended) != n || s.Enqueued+s.Filtered+s.Parked != n || s.Parked == 0 || s.Filtered == 0 {
+				if s := rt.Stats(); len(ended) != n || s.Enqueued+s.Filtered+s.Parked != n || s.Parked == 0 || (s.Filtered > 0) != (rt.Filter != nil) {
 					t.Errorf("%d of %d records ended; stats %+v", len(ended), n, s)
 				}
 				for at, times := range ended {
