@@ -59,11 +59,11 @@ func (w *crew) work(who string, k broker.Consumer) {
 			if w.ctx.Err() != nil {
 				return
 			}
-			if w.h.Faulty && !errors.Is(err, broker.ErrClosed) {
+			if w.h.Faulty && broker.IsTemporary(err) {
 				w.c.pass(20 * time.Millisecond)
 				continue
 			}
-			w.c.Errorf("%s: receive: %v", who, err)
+			w.c.Errorf("%s: receive: %v", who, err) // a Worker would end with it
 			return
 		}
 		w.h.Received(who, ds...)
@@ -133,11 +133,17 @@ func (c *C) publishSome(q broker.Queue, h *QueueHistory, who string, ms []broker
 		} else {
 			_, err = h.PublishBatch(ctx, q, who, ms[:n])
 		}
+		ended := ctx.Err() != nil
 		cancel()
 		if err != nil && !h.Faulty {
 			c.Errorf("%s: publish %d: %v", who, n, err)
 		}
 		if err != nil && h.Faulty {
+			for i := range ms[:n] {
+				if e := broker.ErrorAt(err, i); e != nil && !ended && !errors.Is(e, broker.ErrUnknownOutcome) && !broker.IsTemporary(e) {
+					c.Errorf("%s: publish: %v, want a temporary error or an unknown outcome", who, e)
+				}
+			}
 			ms = c.failed(ms[:n:n], ms[n:], err)
 			c.pass(20 * time.Millisecond)
 			continue

@@ -47,6 +47,7 @@ type streamWorld struct {
 	mu     sync.Mutex
 	n      int
 	kept   map[string]string
+	all    []*mutantMember
 }
 
 func (w *streamWorld) count() int {
@@ -192,6 +193,9 @@ func (s *mutantStream) Consumer(ctx context.Context, group string, opts *broker.
 		return nil, err
 	}
 	m.GroupConsumer = gc.(*memory.GroupConsumer)
+	s.b.w.mu.Lock()
+	defer s.b.w.mu.Unlock()
+	s.b.w.all = append(s.b.w.all, m)
 	return m, nil
 }
 

@@ -32,6 +32,13 @@ var queueMutants = []struct {
 	{"acknowledgements fail", "AckIsFinal", mutation{settle: onVerdict(broker.VerdictAck, func(*mutantConsumer, context.Context, *broker.Delivery) error {
 		return &broker.Error{Op: "ack", Err: broker.ErrUnavailable}
 	})}},
+	{"an acknowledgement that was carried out is called failed", "SettleOnce", mutation{settle: onVerdict(broker.VerdictAck, func(k *mutantConsumer, ctx context.Context, d *broker.Delivery) error {
+		err := k.Consumer.SettleOne(ctx, d, ackVerdict)
+		if k.q.s.count(1)%3 == 0 && err == nil {
+			return &broker.Error{Op: "ack", Err: broker.ErrUnavailable}
+		}
+		return err
+	})}},
 	{"acknowledgements do nothing", "AckIsFinal", mutation{settle: onVerdict(broker.VerdictAck, nothing)}},
 	{"publish returns before it is done, and loses what it holds at Close", "CloseFlushes", mutation{send: lazySend, shut: func(b *mutantBroker) error {
 		b.w.mu.Lock()

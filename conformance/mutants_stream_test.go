@@ -3,6 +3,7 @@ package conformance
 import (
 	"context"
 	"errors"
+	"fmt"
 	"iter"
 	"slices"
 	"strings"
@@ -119,6 +120,17 @@ var streamMutants = []struct {
 	{"Seek leaves what was fetched before", "SeekOffset", streamMutation{receive: prefetch, seek: func(m *mutantMember, ctx context.Context, p int32, to broker.Position) error {
 		return m.GroupConsumer.Seek(ctx, p, to)
 	}}},
+	{"Seek moves every group", "SeekIsolation", streamMutation{seek: func(m *mutantMember, ctx context.Context, p int32, to broker.Position) error {
+		m.s.b.w.mu.Lock()
+		all := slices.Clone(m.s.b.w.all)
+		m.s.b.w.mu.Unlock()
+		for _, o := range all {
+			if o != m {
+				_ = o.GroupConsumer.Seek(ctx, p, to)
+			}
+		}
+		return m.GroupConsumer.Seek(ctx, p, to)
+	}}},
 	{"a seek by time is off by one", "SeekTime", streamMutation{seek: func(m *mutantMember, ctx context.Context, p int32, to broker.Position) error {
 		if to.Kind() == broker.PositionTime {
 			to = broker.AtTime(to.Time().Add(time.Millisecond))
@@ -197,6 +209,8 @@ var streamMutants = []struct {
 		}
 		return group
 	}}},
+	{"a hand-over skips a record", "RebalanceStorm", streamMutation{receive: skipFirst}},
+	{"a member that leaves keeps its partitions", "IdleMember", streamMutation{leave: func(*mutantMember) error { return nil }}},
 	{"a zombie's commit is accepted", "ZombieFenced", streamMutation{commit: func(m *mutantMember, ctx context.Context, rs []*broker.Record) error {
 		if err := m.GroupConsumer.Commit(ctx, rs...); !errors.Is(err, broker.ErrFenced) {
 			return err
@@ -452,6 +466,25 @@ func prefetch(m *mutantMember, ctx context.Context, max int) ([]*broker.Record, 
 	out := m.stash[:n:n]
 	m.stash = m.stash[n:]
 	return out, nil
+}
+
+// skipFirst drops the first record of each assignment but the first of its partition.
+func skipFirst(m *mutantMember, ctx context.Context, max int) ([]*broker.Record, error) {
+	for {
+		rs, err := m.GroupConsumer.Receive(ctx, max)
+		w := m.s.b.w
+		w.mu.Lock()
+		rs = slices.DeleteFunc(rs, func(r *broker.Record) bool {
+			key := fmt.Sprintf("%s %d", m.group, r.Partition)
+			before, seen := w.kept[key]
+			w.kept[key] = fmt.Sprintf("%p", r.Assignment())
+			return seen && before != w.kept[key]
+		})
+		w.mu.Unlock()
+		if err != nil || len(rs) > 0 {
+			return rs, err
+		}
+	}
 }
 
 // keepReading hands out, beside its own, what was taken from the member.
