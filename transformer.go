@@ -24,8 +24,9 @@ type Transformer struct {
 	Group  string
 	ID     string // transactional id: one for each instance; a later holder fences the earlier
 	// Handler is given up to MaxBatch records, those of a partition in order,
-	// and emits what follows from them. An error rolls the transaction back
-	// and the same records come again by Retry; Reject(err) ends Run with err.
+	// and emits what follows from them, from any goroutine until it returns. An
+	// error rolls the transaction back and the same records come again by Retry;
+	// Reject(err) ends Run with err.
 	Handler  func(ctx context.Context, in []*Record, emit func(to Stream, rs ...Record) error) error
 	MaxBatch int      // 0: 500
 	Start    Position // where the group has no offset yet; zero: Earliest
@@ -157,6 +158,7 @@ func (r *transformerRun) bounded(ctx context.Context) error {
 	var err error
 	go func() {
 		defer close(done)
+		err = errGoexit
 		err = r.run(ctx, work)
 	}()
 	select {
@@ -336,27 +338,10 @@ func (r *transformerRun) open(ctx context.Context) (Transactor, GroupConsumer, e
 // emit, and with the position: from then on both its ends rewind the consumer,
 // whatever the handler does. With no emit the position is committed plainly.
 func (r *transformerRun) transform(ctx context.Context, x Transactor, c GroupConsumer, rs []*Record, pending *[]*Record) error {
-	var tx Tx
-	emit := func(to Stream, out ...Record) error {
-		if tx == nil {
-			var err error
-			if tx, err = x.Begin(ctx); err != nil {
-				return err
-			}
-			if err = tx.CommitOffsets(ctx, c, lastOfEach(rs)...); err != nil {
-				return err
-			}
-		}
-		return tx.Publish(ctx, to, out...)
-	}
-	var emitErr error // of the broker, also if the handler drops it
+	e := &emitter{ctx: ctx, x: x, c: c, rs: rs}
 	began := r.observer.now()
-	err := r.call(ctx, rs, func(to Stream, out ...Record) error {
-		if emitErr == nil {
-			emitErr = emit(to, out...)
-		}
-		return emitErr
-	})
+	err := r.call(ctx, rs, e.emit)
+	tx, emitErr := e.end()
 	r.observer.observe(ctx, Observation{Kind: ObservedHandled, Incoming: rs[0], Count: len(rs), Duration: since(began), Err: err})
 	switch {
 	case emitErr != nil:
@@ -389,6 +374,53 @@ func (r *transformerRun) transform(ctx context.Context, x Transactor, c GroupCon
 		return nil
 	}
 	return r.rollback(ctx, tx, err)
+}
+
+// An emitter is one handler's way into a transaction.
+type emitter struct {
+	ctx context.Context
+	x   Transactor
+	c   GroupConsumer
+	rs  []*Record
+
+	mu    sync.Mutex
+	tx    Tx
+	err   error // of the broker, also if the handler drops it
+	ended bool
+}
+
+func (e *emitter) emit(to Stream, out ...Record) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch {
+	case e.ended:
+		return &Error{Op: "emit", Name: to.Name(), Err: fmt.Errorf("%w: the handler has returned", ErrClosed)}
+	case e.err == nil:
+		e.err = e.publish(to, out)
+	}
+	return e.err
+}
+
+func (e *emitter) publish(to Stream, out []Record) (err error) {
+	if e.tx == nil {
+		if e.tx, err = e.x.Begin(e.ctx); err != nil {
+			e.tx = nil
+			return err
+		}
+		if err = e.tx.CommitOffsets(e.ctx, e.c, lastOfEach(e.rs)...); err != nil {
+			return err
+		}
+	}
+	return e.tx.Publish(e.ctx, to, out...)
+}
+
+// end returns the transaction, if there is one, and what the broker had against
+// it. Nothing enters it any more.
+func (e *emitter) end() (Tx, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.ended = true
+	return e.tx, e.err
 }
 
 func (r *transformerRun) committed(ctx context.Context, rs []*Record) {
