@@ -181,7 +181,9 @@ type StreamOptions struct {
 // ConsumerOptions are the options of a queue's consumer.
 type ConsumerOptions struct {
 	// Prefetch bounds the deliveries that this consumer holds ahead of
-	// Receive. Zero: the adapter's default.
+	// Receive. Zero: the adapter's default. AMQP counts what Receive has
+	// returned and nobody settled, too: there a Worker has no more handlers at
+	// once than Prefetch, and no larger batches.
 	Prefetch int
 	// Lease is how long a delivery is held before it returns to the queue
 	// unless extended (the visibility timeout). Zero: the queue's own. Where

@@ -210,22 +210,12 @@ func (s *replySession) receive() {
 			continue
 		}
 		if err != nil && ctx.Err() == nil && !IsTemporary(err) {
-			s.end(err)
-			s.q.drop(s)
+			s.end(err)          // the next Do opens another
 			_ = s.queue.Close() // what it is closed for is in err
 			return
 		}
 		failures++
 		sleep(ctx, connectionRetry.After(failures, err))
-	}
-}
-
-// drop forgets a session that ended by itself; the next Do opens another.
-func (q *Requester) drop(s *replySession) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.session == s {
-		q.session = nil
 	}
 }
 

@@ -195,3 +195,42 @@ func TestRequesterLosesNoReply(t *testing.T) {
 		})
 	}
 }
+
+// When the reply queue goes away the calls under way hear of it, and the next
+// one makes another.
+func TestRequesterWhoseReplyQueueIsGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx := t.Context()
+		b := openMemory(t)
+		q, err := broker.DeclareQueue(ctx, b, "rpc", broker.QueueConfig{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := &broker.Requester{Broker: b, Target: q}
+		under := make(chan error, 1)
+		go func() {
+			_, err := r.Do(ctx, broker.Message{})
+			under <- err
+		}()
+		synctest.Wait()
+		ms, err := b.Peek(ctx, "rpc", 1)
+		if err != nil || len(ms) != 1 {
+			t.Fatal(ms, err)
+		}
+		if err := b.DeleteQueue(ctx, ms[0].ReplyTo); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-under; !errors.Is(err, broker.ErrNotFound) {
+			t.Errorf("the call under way: %v", err)
+		}
+		stop := start(t, &broker.Worker{Queue: q, Logger: quiet, Handler: broker.Respond(b, func(context.Context, *broker.Delivery) (broker.Message, error) {
+			return broker.Message{}, nil
+		})})
+		if _, err := r.Do(ctx, broker.Message{}); err != nil {
+			t.Errorf("the next call: %v", err)
+		}
+		if err := errors.Join(r.Close(), stop()); err != nil {
+			t.Error(err)
+		}
+	})
+}

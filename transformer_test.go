@@ -102,3 +102,38 @@ func TestTransformerWhoseHandlerEndsItsGoroutine(t *testing.T) {
 		}
 	})
 }
+
+func TestTransformerPauses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := openMemory(t)
+		in := declareStream(t, b, "in", 1)
+		handled := 0
+		tr := &broker.Transformer{
+			Broker: b, Source: in, Group: "g", ID: "x", Logger: quiet,
+			Handler: func(_ context.Context, rs []*broker.Record, _ func(broker.Stream, ...broker.Record) error) error {
+				handled += len(rs)
+				return nil
+			},
+		}
+		stop := start(t, tr)
+		synctest.Wait()
+		for _, paused := range []bool{true, false} {
+			if paused {
+				tr.Pause()
+			} else {
+				tr.Resume()
+			}
+			before := handled
+			if _, err := in.Publish(t.Context(), broker.Record{}); err != nil {
+				t.Fatal(err)
+			}
+			advance(time.Minute)
+			if s := tr.Stats(); s.Paused != paused || paused != (handled == before) || tr.Ready() != nil {
+				t.Errorf("paused %t: %+v, handled %d of %d more, %v", paused, s, handled-before, 1, tr.Ready())
+			}
+		}
+		if err := stop(); err != nil || handled != 2 {
+			t.Errorf("%d handled, %v", handled, err)
+		}
+	})
+}

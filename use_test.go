@@ -45,6 +45,9 @@ func upper(log *[]string) broker.PublishHook {
 		if string(out.Payload()) == "bad" {
 			return nil, errBoom
 		}
+		if (out.Message() == nil) == (out.Record() == nil) {
+			return nil, errors.New("want a message or a record")
+		}
 		out.SetPayload([]byte(strings.ToUpper(string(out.Payload()))))
 		*out.HeaderSet() = out.HeaderSet().With("hooked", to)
 		return func(_ broker.Receipt, err error) {
