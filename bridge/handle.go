@@ -46,8 +46,7 @@ func (rt *Route) handleBatch(ctx context.Context, rs []*broker.Record) error {
 			continue
 		}
 		var q broker.Queue
-		var task broker.Message
-		if q, task, o.kept, o.err = rt.plan(ctx, r); o.err != nil || !o.kept {
+		if q, o.kept, o.err = rt.choose(ctx, r); o.err != nil || !o.kept {
 			continue
 		}
 		at := slices.IndexFunc(sendings, func(s sending) bool { return s.queue == q })
@@ -57,9 +56,21 @@ func (rt *Route) handleBatch(ctx context.Context, rs []*broker.Record) error {
 			})
 		}
 		s := &sendings[at]
-		s.tasks, s.index = append(s.tasks, task), append(s.index, i)
+		n := len(s.tasks)
+		s.tasks = s.tasks[:n+1]
+		if o.err = rt.fill(&s.tasks[n], r, q); o.err == nil {
+			o.err = rt.edit(&s.tasks[n], r)
+		}
+		if o.err != nil {
+			s.tasks = s.tasks[:n]
+			continue
+		}
+		s.index = append(s.index, i)
 	}
 	for _, s := range sendings {
+		if len(s.tasks) == 0 {
+			continue
+		}
 		receipts, err := s.queue.PublishBatch(ctx, s.tasks)
 		for j, i := range s.index {
 			receipt, err := receipts[j], broker.ErrorAt(err, j)
@@ -140,24 +151,37 @@ func (rt *Route) enqueue(ctx context.Context, r *broker.Record) (duplicate, kept
 
 // plan tells what r becomes: a task for a queue, or nothing (kept false).
 func (rt *Route) plan(ctx context.Context, r *broker.Record) (q broker.Queue, task broker.Message, kept bool, err error) {
+	if q, kept, err = rt.choose(ctx, r); err != nil || !kept {
+		return q, task, kept, err
+	}
+	if err = rt.fill(&task, r, q); err == nil && rt.Map != nil {
+		own := new(broker.Message)
+		*own = task
+		err = rt.edit(own, r)
+		task = *own
+	}
+	return q, task, true, err
+}
+
+// choose tells the queue that r goes to, unless it is filtered (kept false).
+func (rt *Route) choose(ctx context.Context, r *broker.Record) (q broker.Queue, kept bool, err error) {
 	if rt.Filter != nil {
 		if kept, err := rt.Filter(r); err != nil {
-			return nil, task, true, &poison{err}
+			return nil, true, &poison{err}
 		} else if !kept {
-			return nil, task, false, nil
+			return nil, false, nil
 		}
 	}
-	q = rt.Target
-	if rt.TargetFor != nil {
-		if q, err = rt.TargetFor(ctx, r); err != nil {
-			return nil, task, true, err
-		}
-		if _, known := rt.targets.Load(q); !known {
-			rt.targets.Store(q, nil)
-		}
+	if rt.TargetFor == nil {
+		return rt.Target, true, nil
 	}
-	task, err = rt.task(r, q)
-	return q, task, true, err
+	if q, err = rt.TargetFor(ctx, r); err != nil {
+		return nil, true, err
+	}
+	if _, known := rt.targets.Load(q); !known {
+		rt.targets.Store(q, nil)
+	}
+	return q, true, nil
 }
 
 // decide turns the outcome of one try into the Processor's verdict.

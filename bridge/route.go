@@ -160,10 +160,10 @@ func orDefault[T comparable](v, def T) T {
 	return v
 }
 
-// task makes the default task of r for the queue q, and lets Map edit it.
-func (rt *Route) task(r *broker.Record, q broker.Queue) (broker.Message, error) {
+// fill makes t the default task of r for the queue q.
+func (rt *Route) fill(t *broker.Message, r *broker.Record, q broker.Queue) error {
 	c := q.Capabilities()
-	t := broker.Message{ID: dedupID(r, rt.Salt), Body: r.Value, Headers: headers(r)}
+	*t = broker.Message{ID: dedupID(r, rt.Salt), Body: r.Value, Headers: headers(r)}
 	if r.Tombstone {
 		t.Headers = append(t.Headers, broker.Header{Key: HeaderTombstone, Value: "true"})
 	}
@@ -173,22 +173,22 @@ func (rt *Route) task(r *broker.Record, q broker.Queue) (broker.Message, error) 
 	if c.Groups || rt.GroupFor != nil {
 		group, err := rt.groupOf(r, t.ID)
 		if err != nil {
-			return t, &poison{err}
+			return &poison{err}
 		}
 		t.GroupID = group
 	}
-	if rt.Map == nil {
-		return t, nil
-	}
-	return rt.mapped(r, t)
+	return nil
 }
 
-// mapped is on its own since a task that Map gets is allocated.
-func (rt *Route) mapped(r *broker.Record, t broker.Message) (broker.Message, error) {
-	if err := rt.Map(r, &t); err != nil {
-		return t, &poison{err}
+// edit lets Map edit t, which it may keep: one on the stack would not stay there.
+func (rt *Route) edit(t *broker.Message, r *broker.Record) error {
+	if rt.Map == nil {
+		return nil
 	}
-	return t, nil
+	if err := rt.Map(r, t); err != nil {
+		return &poison{err}
+	}
+	return nil
 }
 
 // HeaderTombstone marks the task of a tombstone, whose body is empty.

@@ -87,6 +87,33 @@ func BenchmarkSend(b *testing.B) {
 			}
 		}
 	})
+	// As the bridge hands records over: each of some goroutines a request's worth.
+	b.Run("PublishBatch of 10", func(b *testing.B) {
+		q := open(b)
+		b.ReportAllocs()
+		text := []byte(body)
+		batches := make(chan struct{})
+		var wg sync.WaitGroup
+		for range 50 {
+			wg.Go(func() {
+				for range batches {
+					ms := make([]broker.Message, batchEntries)
+					for i := range ms {
+						ms[i].Body = text
+					}
+					if _, err := q.PublishBatch(b.Context(), ms); err != nil {
+						b.Error(err)
+					}
+				}
+			})
+		}
+		defer reportCPU(b)()
+		for n := 0; n < b.N; n += batchEntries {
+			batches <- struct{}{}
+		}
+		close(batches)
+		wg.Wait()
+	})
 	b.Run("AsyncPublisher", func(b *testing.B) {
 		q := open(b)
 		b.ReportAllocs()
