@@ -150,6 +150,40 @@ func TestTransactionCommitsThePrefixAndRewinds(t *testing.T) {
 	})
 }
 
+// A position behind the stored one is not stored by a transaction either: the
+// group's next member would read again what is done.
+func TestTransactionsNeverMovePositionsBack(t *testing.T) {
+	onBrokers(t, func(t *testing.T, o *kafka.Options) {
+		ctx := testContext(t)
+		b := open(t, o)
+		s := declare(t, b, broker.StreamConfig{})
+		publish(t, s, 3)
+		group := name(t)
+		c := member(t, s, group, nil)
+		rs := receive(t, c, 3)
+		if err := c.Commit(ctx, rs...); err != nil {
+			t.Fatal(err)
+		}
+		tx := begin(t, transactor(t, b, name(t)))
+		if err := tx.Publish(ctx, s, texts(1)...); err != nil {
+			t.Fatal(err)
+		}
+		if err := tx.CommitOffsets(ctx, c, rs[0]); err != nil {
+			t.Fatal(err)
+		}
+		if err := tx.Commit(ctx); err != nil {
+			t.Fatal(err)
+		}
+		lags, err := s.Lag(ctx, group)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if lags[0].Committed != broker.NewOffset(3) {
+			t.Errorf("the stored position is %v, want 3", lags[0].Committed)
+		}
+	})
+}
+
 // A Receive that waits goes on at once with what a rollback gives back.
 func TestRollbackEndsTheWaitForRecords(t *testing.T) {
 	onBrokers(t, func(t *testing.T, o *kafka.Options) {

@@ -16,16 +16,11 @@ import (
 // them (ILLEGAL_GENERATION, UNKNOWN_MEMBER_ID, STALE_MEMBER_EPOCH) unless the
 // member is the one that its group knows.
 func (x *Tx) sendOffsets(ctx context.Context, c *GroupConsumer, targets map[int32]target) error {
-	if len(targets) == 0 {
-		return nil
-	}
 	// The generation is read before the holds are looked at: a hold that ends
 	// later ends in a later generation.
 	memberID, generation := c.client.GroupMetadata()
-	for p, t := range targets {
-		if t.hold.a.Ended() {
-			return gone(p)
-		}
+	if err := c.prune(targets); err != nil || len(targets) == 0 {
+		return err
 	}
 	id, epoch, err := x.client.ProducerID(ctx)
 	if err != nil {
