@@ -161,7 +161,8 @@ func (c *GroupConsumer) stock(fetches kgo.Fetches, seq uint64) (some bool) {
 	return some
 }
 
-// hand takes up to max records of those that are ahead.
+// hand takes up to max records of those that are ahead, of one partition after
+// the other: the one that has more left is the last in turn.
 func (c *GroupConsumer) hand(max int) []*broker.Record {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -175,15 +176,22 @@ func (c *GroupConsumer) hand(max int) []*broker.Record {
 		return nil
 	}
 	out := make([]*broker.Record, 0, min(n, max))
+	var cut *hold
 	c.ahead = slices.DeleteFunc(c.ahead, func(h *hold) bool {
 		if n := min(max-len(out), len(h.ahead)); n > 0 && c.open(h) {
 			h.next = h.ahead[n-1].Offset + 1
 			out = appendRecords(out, h.ahead[:n], h.a)
 			clear(h.ahead[:n])
 			h.ahead = h.ahead[n:]
+			cut = h
 		}
 		return len(h.ahead) == 0
 	})
+	if cut != nil && len(cut.ahead) > 0 {
+		i := slices.Index(c.ahead, cut)
+		copy(c.ahead[i:], c.ahead[i+1:])
+		c.ahead[len(c.ahead)-1] = cut
+	}
 	return out
 }
 

@@ -185,6 +185,31 @@ func TestWhatIsAheadEndsWithItsPosition(t *testing.T) {
 	})
 }
 
+// What was fetched of many partitions is handed out of each in turn.
+func TestPartitionsInTurn(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	s := declare(t, open(t, &kafka.Options{Brokers: fake(t).ListenAddrs()}), broker.StreamConfig{Partitions: 3})
+	var rs []broker.Record
+	for i := range 300 {
+		rs = append(rs, broker.Record{Pin: true, Partition: int32(i % 3)})
+	}
+	if _, err := s.PublishBatch(ctx, rs); err != nil {
+		t.Fatal(err)
+	}
+	m := member(t, s, name(t), nil)
+	next := map[int32]int64{}
+	for range 30 {
+		for _, r := range receive(t, m, 10) {
+			wantOffset(t, r, next[r.Partition])
+			next[r.Partition]++
+		}
+		if most, least := max(next[0], next[1], next[2]), min(next[0], next[1], next[2]); most-least > 10 {
+			t.Fatalf("%v records of partitions that have as many", next)
+		}
+	}
+}
+
 // Calls of Receive at the same time get each record once.
 func TestReceiveSideBySide(t *testing.T) {
 	onBrokers(t, func(t *testing.T, o *kafka.Options) {
