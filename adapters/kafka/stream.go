@@ -51,28 +51,40 @@ func (s *Stream) Capabilities() broker.StreamCapabilities { return s.caps }
 
 // Publish does what broker.Stream promises: acks=all, idempotent.
 func (s *Stream) Publish(ctx context.Context, r broker.Record) (broker.Receipt, error) {
-	var receipts [1]broker.Receipt
-	err := s.publish(ctx, []broker.Record{r}, receipts[:])
+	one := singles.Get().(*single) //nolint:errcheck,forcetypeassert // the pool holds nothing else
+	one.record[0] = r
+	err := s.publish(one.load.begin(ctx, s, one.record[:], one.receipt[:]))
 	if err != nil {
 		err = broker.ErrorAt(err, 0)
 	}
-	return receipts[0], err
+	receipt := one.receipt[0]
+	*one = single{}
+	singles.Put(one)
+	return receipt, err
 }
+
+// A single is the load of one record, with all that it refers to.
+type single struct {
+	load    recordLoad
+	record  [1]broker.Record
+	receipt [1]broker.Receipt
+}
+
+var singles = sync.Pool{New: func() any { return &single{} }}
 
 // PublishBatch does what broker.Stream promises, pipelined.
 func (s *Stream) PublishBatch(ctx context.Context, rs []broker.Record) ([]broker.Receipt, error) {
 	receipts := make([]broker.Receipt, len(rs))
-	return receipts, s.publish(ctx, rs, receipts)
+	return receipts, s.publish(new(recordLoad).begin(ctx, s, rs, receipts))
 }
 
-func (s *Stream) publish(ctx context.Context, rs []broker.Record, receipts []broker.Receipt) error {
-	err := s.begin(ctx)
+func (s *Stream) publish(l *recordLoad) error {
+	err := s.begin(l.ctx)
 	if err != nil {
-		return failAll("publish", s.topic.name, len(rs), err)
+		return failAll("publish", s.topic.name, len(l.rs), err)
 	}
 	defer s.b.end()
-	l := recordLoad{ctx: ctx, s: s, rs: rs, receipts: receipts}
-	s.b.deliver(ctx, &l, len(rs))
+	s.b.deliver(l.ctx, l, len(l.rs))
 	return broker.NewBatchError(l.errs)
 }
 
@@ -83,6 +95,11 @@ type recordLoad struct {
 	rs       []broker.Record
 	receipts []broker.Receipt
 	errs     []error // nil: none
+}
+
+func (l *recordLoad) begin(ctx context.Context, s *Stream, rs []broker.Record, receipts []broker.Receipt) *recordLoad {
+	*l = recordLoad{ctx: ctx, s: s, rs: rs, receipts: receipts}
+	return l
 }
 
 func (l *recordLoad) size(i int) int { return len(l.rs[i].Key) + len(l.rs[i].Value) }
@@ -265,13 +282,12 @@ func (s *Stream) Close() error {
 // appendRecords translates in, in one slab, appends that to out, and gives the
 // client back the memory of its records.
 func appendRecords(out []*broker.Record, in []*kgo.Record, a *broker.Assignment) []*broker.Record {
-	headers := 0
-	for _, r := range in {
-		headers += len(r.Headers)
-	}
 	slab := make([]broker.Record, len(in))
-	hs := headerSlab{make(broker.Headers, 0, headers)}
+	var hs headerSlab
 	for i, r := range in {
+		if len(r.Headers) > cap(hs.headers)-len(hs.headers) {
+			hs.makeFor(in[i:])
+		}
 		toRecord(&slab[i], r, a, &hs)
 		out = append(out, &slab[i])
 		r.Recycle()
@@ -294,6 +310,15 @@ func toRecord(r *broker.Record, in *kgo.Record, a *broker.Assignment, hs *header
 
 // A headerSlab holds the headers of many records in one allocation.
 type headerSlab struct{ headers broker.Headers }
+
+// makeFor makes room for the headers of in.
+func (s *headerSlab) makeFor(in []*kgo.Record) {
+	n := 0
+	for _, r := range in {
+		n += len(r.Headers)
+	}
+	s.headers = make(broker.Headers, 0, n)
+}
 
 func (s *headerSlab) of(in []kgo.RecordHeader) broker.Headers {
 	first := len(s.headers)
