@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 )
@@ -21,6 +22,7 @@ type nativeAsync struct {
 	epochs  epochs
 	closed  bool
 	changed chan struct{} // closed and dropped when room is made, for those that wait for some
+	line    []*int        // calls that others have passed too often: they go first, in order
 }
 
 // maxRunLen is how many calls end together at most.
@@ -58,20 +60,33 @@ func (a *nativeAsync) init(o AsyncOptions) {
 // enter waits for room until ctx ends. With an error done is not called;
 // otherwise the answer calls it, or leaves.
 func (a *nativeAsync) enter(ctx context.Context, size int, done func(Receipt, error)) (Answer, error) {
-	for {
-		if err := ContextError(ctx); err != nil {
-			return Answer{}, err
-		}
+	var me *int
+	for passed := 0; ; passed++ {
+		err := ContextError(ctx)
 		a.mu.Lock()
-		if a.closed {
-			a.mu.Unlock()
-			return Answer{}, ErrClosed
+		if err == nil && a.closed {
+			err = ErrClosed
 		}
-		if !a.room(size) {
+		if err == nil && !a.room(size) {
 			a.seal() // what is answered of it makes room once the rest is
 		}
-		if a.room(size) {
+		place := slices.Index(a.line, me)
+		room := a.room(size)
+		enters := err == nil && room && (len(a.line) == 0 || place == 0)
+		if place >= 0 && (enters || err != nil) {
+			a.line = slices.Delete(a.line, place, place+1)
+			a.wake()
+		}
+		if err != nil {
+			a.mu.Unlock()
+			return Answer{}, err
+		}
+		if enters {
 			break
+		}
+		if place < 0 && !room && passed >= passedOver && size > muchMore*a.bytes/a.n {
+			me = new(int)
+			a.line = append(a.line, me)
 		}
 		if a.changed == nil {
 			a.changed = make(chan struct{})

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 )
@@ -54,8 +55,9 @@ type Batcher[T, R any] struct {
 	slab         []batchCall[T, R] // for Go
 	epochs       epochs
 	closed       bool
-	idle         chan struct{} // closed and dropped when nothing is in flight, if Close waits
-	changed      chan struct{} // closed and replaced when room is made, for those that wait for some
+	idle         chan struct{}      // closed and dropped when nothing is in flight, if Close waits
+	changed      chan struct{}      // closed and replaced when room is made, for those that wait for some
+	line         []*batchCall[T, R] // the first item of each call that others have passed too often: they go first, in order
 }
 
 // A batchLine is a place in the queue: of a key with all its items, or of one
@@ -294,18 +296,28 @@ func (b *Batcher[T, R]) enqueue(ctx context.Context, calls ...*batchCall[T, R]) 
 			size += c.size
 		}
 	}
-	for {
-		if err := ContextError(ctx); err != nil {
+	for passed := 0; ; passed++ {
+		err := ContextError(ctx)
+		b.mu.Lock()
+		if err == nil && b.closed {
+			err = ErrClosed
+		}
+		place := slices.Index(b.line, calls[0])
+		room := b.room(len(calls), size)
+		enters := err == nil && room && (len(b.line) == 0 || place == 0)
+		if place >= 0 && (enters || err != nil) {
+			b.line = slices.Delete(b.line, place, place+1)
+			b.wake()
+		}
+		if err != nil {
+			b.mu.Unlock()
 			return err
 		}
-		b.mu.Lock()
-		if b.closed {
-			b.mu.Unlock()
-			return ErrClosed
-		}
-		if b.pending == 0 || (b.o.MaxQueued <= 0 || b.pending+len(calls) <= b.o.MaxQueued) &&
-			(b.o.MaxPending <= 0 || b.pendingBytes+size <= b.o.MaxPending) {
+		if enters {
 			break
+		}
+		if place < 0 && !room && passed >= passedOver && (len(calls) > b.o.MaxItems || size > muchMore*b.pendingBytes/b.pending) {
+			b.line = append(b.line, calls[0])
 		}
 		if b.changed == nil {
 			b.changed = make(chan struct{})
@@ -324,6 +336,19 @@ func (b *Batcher[T, R]) enqueue(ctx context.Context, calls ...*batchCall[T, R]) 
 	}
 	b.start()
 	return nil
+}
+
+// A call that needs far more room than others do is let in after those have
+// taken what there was passedOver times; alike ones need no line.
+const (
+	passedOver = 16
+	muchMore   = 4 // times the bytes of what is queued on average
+)
+
+// room tells whether n items of so many bytes may be queued. b.mu is held.
+func (b *Batcher[T, R]) room(n, size int) bool {
+	return b.pending == 0 || (b.o.MaxQueued <= 0 || b.pending+n <= b.o.MaxQueued) &&
+		(b.o.MaxPending <= 0 || b.pendingBytes+size <= b.o.MaxPending)
 }
 
 func (b *Batcher[T, R]) add(c *batchCall[T, R]) {
@@ -350,15 +375,15 @@ func (b *Batcher[T, R]) add(c *batchCall[T, R]) {
 	switch {
 	case k.inFlight:
 	case k.calls.len() == 1:
-		b.line(k)
+		b.lineUp(k)
 	case !b.o.OnePerKey:
 		b.items++
 		b.bytes += c.size
 	}
 }
 
-// line puts a key with items in the queue.
-func (b *Batcher[T, R]) line(k *batchKey[T, R]) {
+// lineUp puts a key with items in the queue.
+func (b *Batcher[T, R]) lineUp(k *batchKey[T, R]) {
 	b.ready.push(batchLine[T, R]{key: k})
 	items, bytes := b.stands(k)
 	b.items += items
@@ -485,7 +510,7 @@ func (b *Batcher[T, R]) run(batch []*batchCall[T, R]) {
 			if k := c.key; k != nil && k.inFlight {
 				k.inFlight = false
 				if k.calls.len() > 0 {
-					b.line(k)
+					b.lineUp(k)
 				} else {
 					delete(b.keys, k.name)
 				}
