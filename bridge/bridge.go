@@ -138,11 +138,13 @@ func (rt *Route) group() string { return orDefault(rt.Group, defaultGroup(rt.Nam
 // what a request to SQS holds.
 const requestTasks = 10
 
-// unordered tells whether the target keeps no order, so that several tasks of a
-// key may go to it in one request. Handing over ten at once costs less than one
-// by one; what a filter leaves of them would be few.
-func (rt *Route) unordered() bool {
-	if rt.Target == nil || rt.Filter != nil || rt.GroupFor != nil {
+// tenByTen tells whether records are handed over as many at a time as a request
+// holds, which costs less than one by one. The target has to keep no order, since
+// several tasks of a key may be in a request, and nothing may hold up one record
+// alone: a filter, of which few would be left, a middleware, a blob store.
+func (rt *Route) tenByTen() bool {
+	if rt.Target == nil || rt.Filter != nil || rt.GroupFor != nil || len(rt.Middleware) > 0 ||
+		rt.RateLimit > 0 || rt.TooLarge == TooLargeClaimCheck {
 		return false
 	}
 	c := rt.Target.Capabilities()
@@ -167,9 +169,9 @@ func (rt *Route) newProcessor() *broker.Processor {
 	switch {
 	case rt.BatchSameGroup:
 		p.BatchHandler, p.MaxBatch = rt.handleBatch, requestTasks
-	case rt.unordered():
+	case rt.tenByTen():
 		p.BatchHandler, p.MaxBatch = rt.handleBatch, min(requestTasks, rt.Concurrency)
-		p.Concurrency = (rt.Concurrency + requestTasks - 1) / requestTasks
+		p.Concurrency = max(1, rt.Concurrency/requestTasks)
 	default:
 		p.Handler = rt.handle
 	}

@@ -16,7 +16,8 @@
 //     idempotent beyond 5 minutes.
 //   - Order per key on first delivery: one record of a key is in flight at a
 //     time, different keys go in parallel, and after a failure a key's
-//     successors wait. BatchSameGroup gives that up for throughput.
+//     successors wait. BatchSameGroup gives that up for throughput. A queue
+//     without any order (standard SQS) gets several of a key in one request.
 //   - An ambiguous send (a time-out) is repeated with the same ids, and its key
 //     waits for it.
 //   - A planned rebalance or the end of Run's context stops fetching, drains,

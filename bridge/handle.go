@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"time"
@@ -42,30 +43,11 @@ func (rt *Route) handleBatch(ctx context.Context, rs []*broker.Record) error {
 	sendings := make([]sending, 0, 1)
 	for i, r := range rs {
 		o := &outcomes[i]
-		if o.ended = rt.hasEnded(r); o.ended {
-			continue
+		if o.ended = rt.hasEnded(r); !o.ended {
+			if o.kept, o.err = rt.add(ctx, &sendings, r, i, len(rs)-i); o.kept && o.err == nil {
+				o.err = errUnsent
+			}
 		}
-		var q broker.Queue
-		if q, o.kept, o.err = rt.choose(ctx, r); o.err != nil || !o.kept {
-			continue
-		}
-		at := slices.IndexFunc(sendings, func(s sending) bool { return s.queue == q })
-		if at < 0 {
-			at, sendings = len(sendings), append(sendings, sending{
-				queue: q, tasks: make([]broker.Message, 0, len(rs)-i), index: make([]int, 0, len(rs)-i),
-			})
-		}
-		s := &sendings[at]
-		n := len(s.tasks)
-		s.tasks = s.tasks[:n+1]
-		if o.err = rt.fill(&s.tasks[n], r, q); o.err == nil {
-			o.err = rt.edit(&s.tasks[n], r)
-		}
-		if o.err != nil {
-			s.tasks = s.tasks[:n]
-			continue
-		}
-		s.index = append(s.index, i)
 	}
 	for _, s := range sendings {
 		if len(s.tasks) == 0 {
@@ -81,6 +63,42 @@ func (rt *Route) handleBatch(ctx context.Context, rs []*broker.Record) error {
 		}
 	}
 	return rt.decideAll(ctx, rs, start, outcomes)
+}
+
+// errUnsent is of a task whose queue has said nothing.
+var errUnsent = errors.New("not sent")
+
+// add adds the task of r, record i of a batch, to what goes to its queue, which
+// has room for that many.
+func (rt *Route) add(ctx context.Context, sendings *[]sending, r *broker.Record, i, room int) (kept bool, err error) {
+	defer recovered(&err)
+	q, kept, err := rt.choose(ctx, r)
+	if err != nil || !kept {
+		return kept, err
+	}
+	at := slices.IndexFunc(*sendings, func(s sending) bool { return s.queue == q })
+	if at < 0 {
+		at = len(*sendings)
+		*sendings = append(*sendings, sending{queue: q, tasks: make([]broker.Message, 0, room), index: make([]int, 0, room)})
+	}
+	s := &(*sendings)[at]
+	n := len(s.tasks)
+	task := &s.tasks[:n+1][n]
+	if err = rt.fill(task, r, q); err == nil {
+		err = rt.edit(task, r)
+	}
+	if err == nil {
+		s.tasks, s.index = s.tasks[:n+1], append(s.index, i)
+	}
+	return true, err
+}
+
+// recovered makes an error of a panic of one of the route's functions, so that it
+// is its record's alone.
+func recovered(err *error) {
+	if v := recover(); v != nil {
+		*err = &broker.PanicError{Value: v, Stack: debug.Stack()}
+	}
 }
 
 // A line is what the Processor keeps in order.
@@ -151,6 +169,7 @@ func (rt *Route) enqueue(ctx context.Context, r *broker.Record) (duplicate, kept
 
 // plan tells what r becomes: a task for a queue, or nothing (kept false).
 func (rt *Route) plan(ctx context.Context, r *broker.Record) (q broker.Queue, task broker.Message, kept bool, err error) {
+	defer recovered(&err)
 	if q, kept, err = rt.choose(ctx, r); err != nil || !kept {
 		return q, task, kept, err
 	}

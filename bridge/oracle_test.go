@@ -3,6 +3,7 @@ package bridge
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"strconv"
 	"strings"
@@ -130,6 +131,48 @@ func TestContract1CommittedPrefix(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// 7. Poison: a function of the route's that panics makes its own record poison,
+// after Attempts, and no other one.
+func TestContract7Panic(t *testing.T) {
+	for _, standard := range []bool{false, true} {
+		for name, edit := range map[string]func(*Route, func(*broker.Record)){
+			"Filter": func(rt *Route, f func(*broker.Record)) {
+				rt.Filter = func(r *broker.Record) (bool, error) { f(r); return true, nil }
+			},
+			"Map": func(rt *Route, f func(*broker.Record)) {
+				rt.Map = func(r *broker.Record, _ *broker.Message) error { f(r); return nil }
+			},
+		} {
+			t.Run(fmt.Sprintf("%s,standard=%v", name, standard), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					w := newWorld(t, 1)
+					if standard {
+						w.standard()
+					}
+					w.publish(100, 10)
+					tries := 0
+					rt := w.route(func(rt *Route) {
+						rt.Attempts = 3
+						edit(rt, func(r *broker.Record) {
+							if string(r.Value) == "42" {
+								tries++
+								panic("cannot do 42")
+							}
+						})
+					})
+					stop := w.start(rt)
+					w.until("the end of the stream", func() bool { return w.lag("bridge-r") == 0 })
+					check(t, stop())
+					ds, dead := w.drain(w.queue), w.drain(w.dead)
+					if len(ds) != 99 || len(dead) != 1 || dead[0].Headers.Get(broker.HeaderDeadLetterReason) != "panic: cannot do 42" || tries != 3 {
+						t.Errorf("%d tasks, %d dead letters, %d tries", len(ds), len(dead), tries)
+					}
+				})
+			})
+		}
 	}
 }
 
