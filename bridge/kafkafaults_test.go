@@ -18,9 +18,9 @@ import (
 )
 
 // onKafka is a world whose stream is a topic of a Kafka in process.
-func onKafka(t *testing.T, partitions int) (*world, *kafka.Broker, *kfake.Cluster) {
+func onKafka(t *testing.T, partitions int, more ...kfake.Opt) (*world, *kafka.Broker, *kfake.Cluster) {
 	t.Helper()
-	cluster := must(kfake.NewCluster(kfake.NumBrokers(3)))(t)
+	cluster := must(kfake.NewCluster(append(more, kfake.NumBrokers(3))...))(t)
 	t.Cleanup(cluster.Close)
 	k := must(kafka.Open(t.Context(), &kafka.Options{Brokers: cluster.ListenAddrs()}))(t)
 	t.Cleanup(func() { check(t, k.Close()) })
@@ -134,8 +134,43 @@ func TestKafkaTopicMadeAgain(t *testing.T) {
 	allOnce(t, w.drain(w.queue), 200)
 }
 
-// Transactions and compaction leave offsets without a record. Aborted records
-// are not sent, the gaps are committed over, and a tombstone becomes a task.
+// Compaction leaves gaps: what is left is sent once, the last record of each key
+// is there, and the gaps are committed over.
+func TestKafkaCompaction(t *testing.T) {
+	w, k, _ := onKafka(t, 1, kfake.BrokerConfigs(map[string]string{"log.cleaner.backoff.ms": "100"}))
+	check(t, k.DeclareStream(w.ctx, "compacted", broker.StreamConfig{Partitions: 1, Compact: true, Options: map[string]string{
+		"segment.ms": "100", "min.cleanable.dirty.ratio": "0.01", "max.compaction.lag.ms": "100",
+	}}))
+	w.stream = must(k.Stream(w.ctx, "compacted", nil))(t)
+	_, err := w.stream.Publish(w.ctx, broker.Record{Key: []byte("once"), Value: []byte("first")}) // the begin of the log stays
+	check(t, err)
+	const keys = 10
+	w.until("a gap", func() bool {
+		w.publish(keys, keys)
+		<-time.After(50 * time.Millisecond) // the segment being written is spared
+		left := 0
+		for _, err := range w.stream.Read(w.ctx, broker.Range{}) {
+			check(t, err)
+			left++
+		}
+		return left < 1+w.entered/2
+	})
+	stop := w.start(w.route(nil))
+	w.until("the end of the stream", func() bool { return w.lag("bridge-r") == 0 })
+	check(t, stop())
+	v := values(w.drain(w.queue))
+	for i := w.entered - keys; i < w.entered; i++ {
+		if v[strconv.Itoa(i)] != 1 {
+			t.Errorf("record %d, the last of its key, arrived %d times", i, v[strconv.Itoa(i)])
+		}
+	}
+	if v["first"] != 1 || len(v) > w.entered*2/3 {
+		t.Errorf("%d of %d records are left, the first arrived %d times", len(v), w.entered, v["first"])
+	}
+}
+
+// Transactions leave offsets without a record. Aborted records are not sent, the
+// gaps are committed over, and a tombstone becomes a task.
 func TestKafkaTransactionsAndTombstones(t *testing.T) {
 	w, k, _ := onKafka(t, 2)
 	tx := must(k.Transactor(w.ctx, "t"))(t)

@@ -171,6 +171,11 @@ func TestRun(t *testing.T) {
 		`bridge_records_total{outcome="in",route="r"} 100`,
 		`bridge_lag_records{partition="1",route="r"} 0`,
 		`bridge_window_records{route="r"} 0`,
+		`bridge_window_age_seconds{route="r"} 0`,
+		`bridge_retries_total{route="r"} 0`,
+		`bridge_duplicates_avoided_total{route="r"} 0`,
+		`bridge_records_total{outcome="filtered",route="r"} 0`,
+		`bridge_records_total{outcome="parked",route="r"} 0`,
 		`bridge_handle_seconds_count{outcome="enqueued",route="r"} 100`,
 	} {
 		if !strings.Contains(metrics, want) {
