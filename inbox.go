@@ -176,7 +176,8 @@ func (b *Inbox) Done(d *Delivery) {
 		delete(b.groups, d.GroupID)
 		return
 	}
-	g.open, g.waiting = g.waiting[0], g.waiting[1:]
+	g.open, g.waiting[0] = g.waiting[0], nil // done with, it is not kept
+	g.waiting = g.waiting[1:]
 	b.waiting--
 	b.ready = append(b.ready, g.open)
 	b.signal()

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -297,5 +299,38 @@ func BenchmarkInbox(b *testing.B) {
 				inbox.Done(ds[0])
 			}
 		})
+	}
+}
+
+// What was done with is let go of, however much of its group still waits.
+func TestInboxLetsGoOfWhatIsDone(t *testing.T) {
+	b := broker.NewInbox(nil)
+	const n = 100
+	var freed atomic.Int32
+	func() {
+		for range n {
+			d := &broker.Delivery{Message: broker.Message{GroupID: "g", Body: make([]byte, 1<<10)}}
+			runtime.AddCleanup(d, func(int) { freed.Add(1) }, 0)
+			b.Put(d)
+		}
+		for range n - 2 {
+			ds, err := b.Receive(t.Context(), 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b.Done(ds[0])
+		}
+	}()
+	for range 100 {
+		if runtime.GC(); freed.Load() >= n-2 {
+			break
+		}
+		runtime.Gosched()
+	}
+	if got := freed.Load(); got < n-2 {
+		t.Errorf("%d of the %d that are done with are free", got, n-2)
+	}
+	if b.Len() != 2 {
+		t.Errorf("%d wait", b.Len())
 	}
 }
