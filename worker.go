@@ -426,11 +426,18 @@ func (r *workerRun) fill(ctx context.Context, jobs []*job, want int) []*job {
 	return jobs
 }
 
+// jobSlab is how many jobs share an allocation, and are kept by one of them.
+const jobSlab = 16
+
 func (r *workerRun) take(jobs []*job, ds []*Delivery) []*job {
 	now := time.Now()
-	slab := make([]job, len(ds))
+	var slab []job
 	for i, d := range ds {
-		j := &slab[i]
+		if len(slab) == 0 {
+			slab = make([]job, min(jobSlab, len(ds)-i))
+		}
+		j := &slab[0]
+		slab = slab[1:]
 		j.d, j.extended = d, now
 		if t := d.LeaseExpires(); !t.IsZero() {
 			j.lease = max(t.Sub(now), time.Millisecond)

@@ -17,6 +17,7 @@ func (r *workerRun) lane() {
 	}()
 	for jobs := range r.work {
 		r.handle(jobs)
+		clear(jobs) // a slice of all that were received together: a slow one keeps no other
 		r.freeLanes(1)
 	}
 	through = true
