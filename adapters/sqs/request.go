@@ -95,7 +95,8 @@ func (p sendProtocol) SerializeRequest(ctx context.Context, op *smithy.Operation
 	if !ok || items == nil {
 		return p.ClientProtocol.SerializeRequest(ctx, op, in, req)
 	}
-	if err := p.ClientProtocol.SerializeRequest(ctx, op, &awssqs.SendMessageBatchInput{}, req); err != nil {
+	// Of an operation without input it writes all but the body.
+	if err := p.ClientProtocol.SerializeRequest(ctx, &smithy.OperationSchema{Schema: op.Schema}, nil, req); err != nil {
 		return err
 	}
 	out, err := req.SetStream(awsclient.NewBody(sendBody(aws.ToString(send.QueueUrl), items)))
@@ -110,7 +111,14 @@ func (p sendProtocol) SerializeRequest(ctx context.Context, op *smithy.Operation
 func sendBody(url string, items []outgoing) []byte {
 	size := 64 + len(url)
 	for i := range items {
-		size += 112 + len(items[i].group) + len(items[i].dedup) + 40*len(items[i].attrs) + items[i].size + items[i].size/16
+		w := items[i].wire
+		size += 40 + w.size + w.size/16 // some bytes have an escape
+		if w.group != "" || w.dedup != "" || w.delay != 0 {
+			size += 80 + len(w.group) + len(w.dedup)
+		}
+		if len(w.attrs) > 0 {
+			size += 32 + 40*len(w.attrs)
+		}
 	}
 	b := append(make([]byte, 0, size), `{"QueueUrl":`...)
 	b = appendJSON(b, url)

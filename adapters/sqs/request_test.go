@@ -51,7 +51,7 @@ func TestSendBodyIsTheClients(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			items = append(items, outgoing{wire: w})
+			items = append(items, outgoing{wire: &w})
 			in.Entries = append(in.Entries, w.entry(&batchIDs[i]))
 		}
 		if _, err := client.SendMessageBatch(t.Context(), in); err != nil {

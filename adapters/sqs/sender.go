@@ -35,8 +35,8 @@ func batchIndex(id *string, n int) int {
 // An outgoing is an entry of a batch to be. It carries its caller's context,
 // since a batch serves several callers: one that has given up is not sent.
 type outgoing struct {
-	ctx context.Context
-	wire
+	ctx   context.Context
+	*wire // which is copied nowhere on its way
 }
 
 type sent = broker.Result[string] // the value is the sequence number, or the service's message id
@@ -220,7 +220,7 @@ func (s *sender) one(ctx context.Context, w wire) (string, error) {
 	defer s.calls.begin().Done()
 	maybe := false
 	for try := 1; ; try++ {
-		seq, err := s.batcher.Do(ctx, outgoing{ctx, w})
+		seq, err := s.batcher.Do(ctx, outgoing{ctx, &w})
 		f, ok := errors.AsType[*failure](err)
 		if !ok || !f.retry {
 			return seq, settled(err, maybe)
@@ -318,7 +318,7 @@ func (p *publication) order() []int {
 func (p *publication) begin(first []int) {
 	items := make([]outgoing, len(first))
 	for j, i := range first {
-		items[j] = outgoing{p.ctx, p.ws[i]}
+		items[j] = outgoing{p.ctx, &p.ws[i]}
 		p.state[i].sent = true
 	}
 	err := p.s.batcher.GoAll(p.ctx, items, func(j int, seq string, err error) {
@@ -344,7 +344,7 @@ func (p *publication) submit(i int) {
 		p.mu.Lock()
 		p.state[i].sent = true
 		p.mu.Unlock()
-		err := p.s.batcher.Go(p.ctx, outgoing{p.ctx, p.ws[i]}, func(seq string, err error) {
+		err := p.s.batcher.Go(p.ctx, outgoing{p.ctx, &p.ws[i]}, func(seq string, err error) {
 			p.submit(p.finish(i, seq, err))
 		})
 		if err == nil {

@@ -139,7 +139,7 @@ func (b *Broker) topicSender(topic string, fifo bool) *sender {
 	return newSender(b, maxSNSBatch, fifo, func(ctx context.Context, items []outgoing, results []sent) error {
 		entries := make([]snstypes.PublishBatchRequestEntry, len(items))
 		for i := range items {
-			w := &items[i].wire
+			w := items[i].wire
 			attrs := make(map[string]snstypes.MessageAttributeValue, len(w.attrs))
 			for j := range w.attrs {
 				a := &w.attrs[j]
