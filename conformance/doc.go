@@ -13,8 +13,9 @@
 //		})
 //	}
 //
-// A program calls [Check] instead, which needs no package testing. Both return
-// a [Report], data from which the guarantee matrix is generated.
+// A program calls [Check] instead, which needs no package testing; the command
+// conformance/cmd/conformance runs it on any broker by its URL. Both return a
+// [Report], data from which the guarantee matrix is generated.
 //
 // The suite is an ordered table of cases ([Cases]), each with a number, the rule
 // that it checks in words, and the rule's source. It works in both directions:

@@ -126,7 +126,7 @@ func ReadReport(r io.Reader) (*Report, error) {
 
 // Summary returns one line: how many cases ended how, and the seed.
 func (r *Report) Summary() string {
-	return fmt.Sprintf("%s %s: %d passed, %d refused as they must, %d failed, %d expected differences, %d skipped (seed %d, %v)",
-		r.Name, r.Version, r.Count(StatusPass), r.Count(StatusRefused), r.Count(StatusFail),
+	return fmt.Sprintf("%s: %d passed, %d refused as they must, %d failed, %d expected differences, %d skipped (seed %d, %v)",
+		strings.TrimSpace(r.Name+" "+r.Version), r.Count(StatusPass), r.Count(StatusRefused), r.Count(StatusFail),
 		r.Count(StatusExpected), r.Count(StatusSkip), r.Seed, r.Elapsed.Round(time.Millisecond))
 }
