@@ -39,14 +39,17 @@ type pair struct {
 	// its group until it is due, in the broker and the profile alike. When it
 	// takes its place then depends on when it is sent.
 	joinsWhenDue string
+	noStreams    bool
+	seeksStore   string // why a seek shows in what is stored before the next commit
 }
 
 var pairs = []pair{
-	{name: "SQS standard queue", profile: memory.SQSStandard, open: openSQS},
+	{name: "SQS standard queue", profile: memory.SQSStandard, open: openSQS, noStreams: true},
 	{name: "SQS FIFO queue", profile: memory.SQSFIFO, suffix: ".fifo", cfg: broker.QueueConfig{Ordered: true}, open: openSQS,
 		countsMore: "what the adapter holds back behind an open delivery of its group was received, and counts"},
 	{name: "RabbitMQ quorum queue", profile: memory.RabbitMQQuorum, open: openRabbitMQ,
-		countsMore: "RabbitMQ 4.0 now and then counts one more than was delivered, after a nack without a delay that follows one with a delay"},
+		countsMore: "RabbitMQ 4.0 now and then counts one more than was delivered, after a nack without a delay that follows one with a delay",
+		seeksStore: "the partition may move to another member meanwhile, which resumes there"},
 	{name: "RabbitMQ ordered queue", profile: memory.RabbitMQQuorum, cfg: broker.QueueConfig{Ordered: true, Shards: 2}, open: openRabbitMQ,
 		countsMore:   "the capability Attempts is not claimed",
 		joinsWhenDue: "it waits in a delay queue, and is in no group meanwhile: only redeliveries hold up their successors"},
