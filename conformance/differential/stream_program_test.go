@@ -182,22 +182,31 @@ func (l *logSpec) limit(committed bool) int {
 	return len(l.records)
 }
 
-// next returns the index of the first record from i on that a reader is given,
-// and whether there is one.
-func (l *logSpec) next(i int, committed bool) (int, bool) {
+// find returns the index of a record that a reader at i may be given next. What
+// was rolled back may have been stored, or not: a broker need not hear of it.
+func (l *logSpec) find(value []byte, i int, committed bool) (int, error) {
 	for end := l.limit(committed); i < end; i++ {
-		if tx := l.records[i].tx; !committed || tx == nil || !tx.aborted {
-			return i, true
+		r := l.records[i]
+		gone := r.tx != nil && r.tx.aborted
+		switch same := string(r.rec.Value) == string(value); {
+		case same && gone && committed:
+			return 0, fmt.Errorf("%q was rolled back", value)
+		case same:
+			return i, nil
+		case !gone:
+			return 0, fmt.Errorf("%q came, want %q", value, r.rec.Value)
 		}
 	}
-	return i, false
+	return 0, fmt.Errorf("%q came, want nothing", value)
 }
 
-// visible counts the records from i on that a reader is given.
-func (l *logSpec) visible(i int, committed bool) int {
+// left counts the records from i on that a reader must be given.
+func (l *logSpec) left(i int, committed bool) int {
 	n := 0
-	for i, ok := l.next(i, committed); ok; i, ok = l.next(i+1, committed) {
-		n++
+	for end := l.limit(committed); i < end; i++ {
+		if tx := l.records[i].tx; tx == nil || !tx.aborted {
+			n++
+		}
 	}
 	return n
 }
