@@ -161,7 +161,8 @@ type Transactor interface {
 }
 
 // A Tx ends with Commit or Rollback; both rewind the group's members to what
-// did commit. [ErrTxAborted]: nothing happened, do the work again.
+// did commit, or to where Seek moved them since. [ErrTxAborted]: nothing
+// happened, do the work again.
 type Tx interface {
 	// Publish appends records that readers with ReadCommitted see only once
 	// Commit has returned nil.

@@ -29,6 +29,7 @@ type hold struct {
 	pos     int64 // next to read
 	handed  int64 // after the last record handed out
 	start   int64 // where to go back to while nothing is stored
+	base    int64 // where a transaction's end goes back to: what is stored, or where Seek went since
 	state   holdState
 	rewound bool // by Seek: the next Commit may store an earlier offset
 	timer   *time.Timer
@@ -138,7 +139,7 @@ func (g *consumerGroup) load(m *GroupConsumer) int {
 
 func (g *consumerGroup) hold(m *GroupConsumer, p *partition) *hold {
 	pos := g.position(p, m.opts.Start)
-	h := &hold{m: m, p: p, pos: pos, handed: pos, start: pos}
+	h := &hold{m: m, p: p, pos: pos, handed: pos, start: pos, base: pos}
 	h.a = &broker.Assignment{Stream: g.s.name, Group: g.name, Partition: p.id, Identity: g.s.identity}
 	g.holds[p.id] = h
 	return h

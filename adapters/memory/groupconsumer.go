@@ -306,7 +306,7 @@ func (g *consumerGroup) commit(h *hold, n int64) {
 	if old, ok := g.offsets[h.p.id]; !ok || n > old || h.rewound {
 		g.offsets[h.p.id] = n
 	}
-	h.rewound = false
+	h.base, h.rewound = g.offsets[h.p.id], false
 }
 
 // Seek moves this member's position; records fetched before get ErrFenced at
@@ -364,7 +364,7 @@ func (g *consumerGroup) stored(h *hold) int64 {
 
 // moveTo goes on reading at n; what was fetched before is fenced.
 func (h *hold) moveTo(n int64) {
-	h.pos, h.handed = n, n
+	h.pos, h.handed, h.base = n, n, n
 	a := &broker.Assignment{Stream: h.a.Stream, Group: h.a.Group, Partition: h.a.Partition, Identity: h.a.Identity}
 	h.a.End()
 	h.a = a

@@ -62,6 +62,7 @@ type holdSpec struct {
 	m       *memberSpec
 	pos     int64 // next to read
 	start   int64
+	base    int64 // what is stored, or where a seek went since
 	handed  int64 // after the last record received
 	era     int   // counts the moves: what was received in an earlier one is fenced
 	rewound bool
@@ -249,7 +250,7 @@ func (m *memberSpec) take(p *logSpec) {
 			g.starts[p.id] = pos
 		}
 	}
-	g.holds[p.id] = &holdSpec{m: m, pos: pos, start: pos, handed: pos}
+	g.holds[p.id] = &holdSpec{m: m, pos: pos, start: pos, base: pos, handed: pos}
 }
 
 func (m *memberSpec) letGo(id int32) {
@@ -288,7 +289,7 @@ func (m *memberSpec) commit(taken []takenSpec) bool {
 		if old, ok := m.g.offsets[id]; !ok || n > old || h.rewound {
 			m.g.offsets[id] = n
 		}
-		h.rewound = false
+		h.base, h.rewound = m.g.offsets[id], false
 	}
 	return all
 }
@@ -305,16 +306,16 @@ func (h *holdSpec) stored(id int32) int64 {
 }
 
 func (h *holdSpec) moveTo(n int64) {
-	h.pos, h.handed = n, n
+	h.pos, h.handed, h.base = n, n, n
 	h.era++
 }
 
 // rewind takes the members of a transaction back to what is stored.
 func (tx *txSpec) rewind() {
 	for _, o := range tx.offsets {
-		for id, h := range o.m.g.holds {
-			if n := h.stored(id); h.m == o.m && h.handed > n {
-				h.moveTo(n)
+		for _, h := range o.m.g.holds {
+			if h.m == o.m && h.handed > h.base {
+				h.moveTo(h.base)
 			}
 		}
 	}

@@ -363,14 +363,12 @@ func (tx *Tx) end(state int32) error {
 	return err
 }
 
-// rewind goes back to what is stored wherever m was handed more. s.mu is held.
+// rewind goes back to what is stored, or where Seek went since, wherever m was
+// handed more. s.mu is held.
 func (m *GroupConsumer) rewind() {
 	for _, h := range m.g.holds {
-		if h.m != m {
-			continue
-		}
-		if n := m.g.stored(h); h.handed > n {
-			h.moveTo(n)
+		if h.m == m && h.handed > h.base {
+			h.moveTo(h.base)
 		}
 	}
 }

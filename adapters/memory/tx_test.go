@@ -154,6 +154,29 @@ func TestTransactionOffsets(t *testing.T) {
 	})
 }
 
+// A seek outlasts the transaction after it: what nobody committed yet is where
+// the members go back to.
+func TestTransactionsKeepSeeks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx := t.Context()
+		b := open(t, nil)
+		s := declareStream(t, b, broker.StreamConfig{})
+		fill(t, s, 5)
+		m := join(t, s, "g", nil)
+		check(t, m.Commit(ctx, take(t, m, 1)...))
+		check(t, m.Seek(ctx, 0, broker.AtOffset(broker.NewOffset(3))))
+		for range 2 {
+			rs := take(t, m, 2)
+			if got := values(rs); got != "0.3 0.4" {
+				t.Fatal(got)
+			}
+			tx := begin(t, transactor(t, b, "id"))
+			check(t, tx.CommitOffsets(ctx, m, rs...))
+			check(t, tx.Rollback(ctx))
+		}
+	})
+}
+
 func TestProducerFencing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx := t.Context()

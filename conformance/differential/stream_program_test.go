@@ -263,13 +263,14 @@ type memberSpec struct {
 // A holdSpec is a partition while a member has it.
 type holdSpec struct {
 	pos     int // next to read
+	base    int // what is stored, or where a seek went since
 	handed  []*broker.Record
 	indices []int // of handed
 	rewound bool
 	paused  bool
 }
 
-func (h *holdSpec) moveTo(i int) { h.pos, h.handed, h.indices = i, nil, nil }
+func (h *holdSpec) moveTo(i int) { h.pos, h.base, h.handed, h.indices = i, i, nil, nil }
 
 // commit returns the record whose position is to be stored when the last ones,
 // back of which were pinned, are not, and stores it.
@@ -287,7 +288,7 @@ func (g *groupSpec) commit(id int32, h *holdSpec, back int) *broker.Record {
 	if old, ok := g.stored[id]; !ok || next > old || h.rewound {
 		g.stored[id] = next
 	}
-	h.rewound = false
+	h.base, h.rewound = g.stored[id], false
 	return h.handed[n]
 }
 

@@ -320,7 +320,7 @@ func (r *streamRunner) join(ctx context.Context, g *groupSpec) {
 						r.t.Errorf("%s: partition %d was given away while it was held", r.where, id)
 					}
 				}
-				m.holds[id] = &holdSpec{pos: g.stored[id]}
+				m.holds[id] = &holdSpec{pos: g.stored[id], base: g.stored[id]}
 			}
 		},
 		OnRevoked: func(_ context.Context, ids []int32) { let(ids) },
@@ -473,7 +473,12 @@ func (r *streamRunner) transaction(ctx context.Context, g *groupSpec, s *streamS
 	for _, rec := range s.records {
 		r.stored(rec, rec.Partition, spec)
 	}
-	before := maps.Clone(g.stored)
+	stored, holds := maps.Clone(g.stored), map[*holdSpec]holdSpec{}
+	for _, m := range g.members {
+		for _, h := range m.holds {
+			holds[h] = *h
+		}
+	}
 	if s.offsets {
 		for _, m := range g.members {
 			var rs []*broker.Record
@@ -498,13 +503,16 @@ func (r *streamRunner) transaction(ctx context.Context, g *groupSpec, s *streamS
 	}
 	spec.open = false
 	if !s.commit {
-		g.stored = before
+		g.stored = stored
 	}
 	if s.offsets {
 		for _, m := range g.members {
-			for id, h := range m.holds {
-				if n := g.stored[id]; h.pos > n {
-					h.moveTo(n)
+			for _, h := range m.holds {
+				if !s.commit {
+					h.base, h.rewound = holds[h].base, holds[h].rewound
+				}
+				if h.pos > h.base {
+					h.moveTo(h.base)
 				}
 			}
 		}
