@@ -47,7 +47,8 @@ type RouteConfig struct {
 	RateLimit   float64      `yaml:"rate_limit"`  // records a second; 0: none
 	// BatchSameGroup sends several tasks of a group in one request. After a
 	// partial failure later ones of the group may be stored before earlier
-	// ones; without it a request holds at most one task of a group.
+	// ones; without it a request holds at most one task of a group. An SQS URL
+	// needs batch_groups=true, which the worker adds.
 	BatchSameGroup bool          `yaml:"batch_same_group"`
 	Retry          RetryConfig   `yaml:"retry"`
 	DrainTimeout   time.Duration `yaml:"drain_timeout"` // default 30s

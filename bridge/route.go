@@ -81,7 +81,7 @@ type Route struct {
 	Concurrency    int           // keys in flight; 0: 64
 	Window         int           // of each partition: records enqueued or in hand beyond the commit; 0: 10,000
 	MaxAge         time.Duration // of the oldest of them; 0: 1 minute
-	BatchSameGroup bool          // several tasks of a group in one request; see the package comment
+	BatchSameGroup bool          // several tasks of a group in one request; see the package comment. SQS has to be opened with BatchGroups
 	RateLimit      float64       // records started a second; 0: none
 	RetryMin       time.Duration // back-off of sends; 0: 100 ms, or RetryMax if that is less
 	RetryMax       time.Duration // 0: 30 s, or RetryMin if that is more

@@ -31,6 +31,8 @@ type fakeFIFO struct {
 	// are then not stored, by index.
 	fault func(req *http.Request, entries []fakeEntry) (*http.Response, map[int]fakeFailure, error)
 	lose  func() bool // whether to lose the answer to a request that was carried out
+	// several lets several of a group be in a request.
+	several bool
 
 	mu      sync.Mutex
 	repeats int // entries that were suppressed
@@ -121,7 +123,7 @@ func (f *fakeFIFO) store(entries []fakeEntry, failed map[int]fakeFailure) any {
 		if !groupIDs.MatchString(e.Group) || !groupIDs.MatchString(e.Dedup) || len(e.Attribute) > 10 {
 			f.t.Errorf("SQS would refuse group %q, dedup id %q, %d attributes", e.Group, e.Dedup, len(e.Attribute))
 		}
-		if groups[e.Group] {
+		if groups[e.Group] && !f.several {
 			f.t.Errorf("two of group %q in a request", e.Group)
 		}
 		groups[e.Group] = true
@@ -148,12 +150,13 @@ func (f *fakeFIFO) all() []fakeEntry {
 
 // toSQS opens a FIFO queue on a fake SQS.
 func (w *world) toSQS(f *fakeFIFO) broker.Queue {
+	w.t.Helper()
 	if f.t = w.t; f.seen == nil {
 		f.seen = map[string]bool{}
 	}
 	b := must(sqs.Open(w.ctx, &sqs.Options{
 		Region: "us-east-1", Endpoint: "http://fake.invalid", Transport: f, Logger: slog.New(slog.DiscardHandler),
-		Credentials: credentials.NewStaticCredentialsProvider("x", "x", ""),
+		Credentials: credentials.NewStaticCredentialsProvider("x", "x", ""), BatchGroups: f.several,
 	}))(w.t)
 	w.t.Cleanup(func() { check(w.t, b.Close()) })
 	return must(b.Queue(w.ctx, "tasks.fifo", nil))(w.t)
@@ -274,6 +277,31 @@ func TestSQSEntryCodes(t *testing.T) {
 				})
 			})
 		}
+	}
+}
+
+// 4. Order: BatchSameGroup sends ten of a group in a request, where the queue was
+// opened so; a hot key is ten times as fast, and in order as long as nothing
+// fails.
+func TestContract4SeveralOfAGroup(t *testing.T) {
+	for _, several := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, 1)
+			const n = 1000
+			w.publish(n, 1)
+			f := &fakeFIFO{several: several}
+			rt := w.route(func(rt *Route) { rt.BatchSameGroup = several })
+			rt.Target = w.toSQS(f)
+			began := time.Now()
+			stop := w.start(rt)
+			w.until("the end of the stream", func() bool { return w.lag("bridge-r") == 0 })
+			took := time.Since(began)
+			check(t, stop())
+			checkArrived(t, f.all(), n)
+			if sizes := rt.Stats().BatchSizes; several != (sizes[10] > n/20) || several != (took < n*5*time.Millisecond/5) {
+				t.Errorf("several %v: %v, requests by size: %v", several, took, sizes)
+			}
+		})
 	}
 }
 

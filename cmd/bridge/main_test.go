@@ -334,6 +334,43 @@ worker:
 	}
 }
 
+// A route with batch_same_group gets an SQS client that does its part.
+func TestBatchSameGroupReachesSQS(t *testing.T) {
+	const config = `brokers: {x: memory://x, q: %q}
+routes:
+  - name: r
+    source: {broker: x, stream: s}
+    target: {broker: q, queue: q.fifo}
+    poison: {policy: skip}
+    batch_same_group: %v
+`
+	for _, tt := range []struct {
+		url, want string
+		on        bool
+	}{
+		{"sqs://eu-west-1", "sqs://eu-west-1", false},
+		{"sqs://eu-west-1", "sqs://eu-west-1?batch_groups=true", true},
+		{"sqs://eu-west-1?endpoint=http://x:1", "sqs://eu-west-1?batch_groups=true&endpoint=http%3A%2F%2Fx%3A1", true},
+		{"sqs://k:s@eu-west-1?batch_groups=1", "sqs://k:s@eu-west-1?batch_groups=1", true},
+		{"sqs://eu-west-1?batch_groups=false", ":7: routes[0].batch_same_group: true, and the URL of broker q says batch_groups=false", true},
+		{"amqp://x", "amqp://x", true},
+	} {
+		file := filepath.Join(t.TempDir(), "bridge.yaml")
+		check(t, os.WriteFile(file, fmt.Appendf(nil, config, tt.url, tt.on), 0o600))
+		cfg, err := configFlag{Config: file}.load()
+		if err != nil {
+			if !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("%s: %v", tt.url, err)
+			}
+			continue
+		}
+		if got := cfg.Brokers["q"]; got != tt.want {
+			t.Errorf("%s, %v: opens %s, want %s", tt.url, tt.on, got, tt.want)
+		}
+		check(t, openers().Check(t.Context(), cfg))
+	}
+}
+
 func TestCheck(t *testing.T) {
 	b := newBench(t, 7, "")
 	if code := b.run(t.Context(), "check", "-c", b.config, "--connect"); code != exitOK {

@@ -3,8 +3,11 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"net/url"
 	"os"
+	"strconv"
 
 	"github.com/queuestream/broker"
 	"github.com/queuestream/broker/adapters/kafka"
@@ -30,7 +33,30 @@ func (f configFlag) load() (*bridge.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	return cfg, checkWorker(cfg)
+	return cfg, errors.Join(checkWorker(cfg), batchGroups(cfg))
+}
+
+// batchGroups has the SQS brokers of routes with batch_same_group do their part.
+func batchGroups(cfg *bridge.Config) error {
+	for i := range cfg.Routes {
+		r := &cfg.Routes[i]
+		u, err := url.Parse(cfg.Brokers[r.Target.Broker])
+		if err != nil || u.Scheme != "sqs" || !r.BatchSameGroup {
+			continue
+		}
+		const param = "batch_groups"
+		q := u.Query()
+		if on, err := strconv.ParseBool(q.Get(param)); err == nil && !on {
+			return &bridge.ConfigError{Problems: []bridge.Problem{cfg.Problem(fmt.Sprintf("routes[%d].batch_same_group", i),
+				fmt.Sprintf("true, and the URL of broker %s says %s=%s", r.Target.Broker, param, q.Get(param)), "the same")}}
+		}
+		if !q.Has(param) {
+			q.Set(param, "true")
+			u.RawQuery = q.Encode()
+			cfg.Brokers[r.Target.Broker] = u.String()
+		}
+	}
+	return nil
 }
 
 // openers picks adapters by URL scheme.
