@@ -10,8 +10,9 @@ import (
 // shortened at random by up to a half so that failures do not come back in step.
 type RetryPolicy struct {
 	// MaxAttempts is the number of attempts after which the failure is final
-	// (as Reject). It needs a dead-letter target. 0: no limit here; what the
-	// queue is configured with holds.
+	// (as Reject). It needs a dead-letter target, and is not more than the queue
+	// is configured with. 0: no limit here; what the queue is configured with
+	// holds.
 	MaxAttempts int
 	Min         time.Duration // after the first attempt; 0: 1 s
 	Max         time.Duration // 0: 5 min, or Min if that is longer

@@ -134,6 +134,9 @@ func (w *Worker) validate() error {
 	if w.Retry.MaxAttempts > 0 && !caps.Reject {
 		return Invalid("Retry.MaxAttempts %d without a dead-letter target: set QueueOptions.DeadLetter", w.Retry.MaxAttempts)
 	}
+	if n := caps.MaxAttempts; n > 0 && caps.Reject && w.Retry.MaxAttempts > n {
+		return Invalid("Retry.MaxAttempts %d: the queue dead-letters after %d", w.Retry.MaxAttempts, n)
+	}
 	return ValidateConsumer(&w.Consumer, &caps)
 }
 
@@ -230,8 +233,8 @@ func newWorkerRun(ctx context.Context, w *Worker) *workerRun {
 		r.limiter = newLimiter(w.RateLimit)
 	}
 	r.lastAttempt = w.Retry.MaxAttempts
-	if n := r.caps.MaxAttempts; n > 0 && r.caps.Reject && (r.lastAttempt == 0 || n < r.lastAttempt) {
-		r.lastAttempt = n
+	if r.lastAttempt == 0 && r.caps.Reject {
+		r.lastAttempt = r.caps.MaxAttempts
 	}
 	r.chain = func(ctx context.Context, in Incoming) error { return w.Handler(ctx, in.(*Delivery)) }
 	if len(w.Middleware) > 0 {

@@ -117,6 +117,7 @@ func TestWorkerMisconfigured(t *testing.T) {
 		{"retry min", func(w *broker.Worker, _ *brokertest.Queue) { w.Retry.Min = -1 }, "Retry.Min"},
 		{"retry min over max", func(w *broker.Worker, _ *brokertest.Queue) { w.Retry.Min, w.Retry.Max = 2, 1 }, "longer than"},
 		{"no dead letter", func(w *broker.Worker, q *brokertest.Queue) { w.Retry.MaxAttempts, q.Caps.Reject = 3, false }, "dead-letter target"},
+		{"more attempts than the queue allows", func(w *broker.Worker, q *brokertest.Queue) { w.Retry.MaxAttempts, q.Caps.MaxAttempts = 5, 3 }, "after 3"},
 		{"prefetch", func(w *broker.Worker, _ *brokertest.Queue) { w.Consumer.Prefetch = -1 }, "Prefetch -1"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
