@@ -168,9 +168,9 @@ func (rt *Route) newProcessor() *broker.Processor {
 	}
 	switch {
 	case rt.BatchSameGroup:
-		p.BatchHandler, p.MaxBatch = rt.handleBatch, requestTasks
+		p.BatchHandler, p.MaxBatch = rt.handleBatch, min(requestTasks, rt.Window)
 	case rt.tenByTen():
-		p.BatchHandler, p.MaxBatch = rt.handleBatch, min(requestTasks, rt.Concurrency)
+		p.BatchHandler, p.MaxBatch = rt.handleBatch, min(requestTasks, rt.Window, rt.Concurrency)
 		p.Concurrency = max(1, rt.Concurrency/requestTasks)
 	default:
 		p.Handler = rt.handle

@@ -32,10 +32,10 @@ func Build(ctx context.Context, c *Config, o Openers) (_ *Set, err error) {
 		}
 	}()
 	for i := range c.Routes {
-		r := &c.Routes[i]
+		r := c.route(i)
 		rt, err := s.build(ctx, c, r, o)
-		if _, ok := errors.AsType[*ConfigError](err); ok {
-			return nil, err
+		if e, ok := errors.AsType[*ConfigError](err); ok {
+			return nil, e
 		}
 		if err != nil {
 			return nil, fmt.Errorf("route %s: %w", r.Name, err)
@@ -186,6 +186,13 @@ func (c *Config) mistake(field string, err error) error {
 	return &ConfigError{Problems: []Problem{c.Problem(field, err.Error(), "")}}
 }
 
+// route returns route i, which knows its place in any case.
+func (c *Config) route(i int) *RouteConfig {
+	r := c.Routes[i]
+	r.path = orDefault(r.path, fmt.Sprintf("routes[%d]", i))
+	return &r
+}
+
 // Check finds mistakes in the URLs of a configuration (a scheme that nothing
 // opens, an unknown parameter), and reaches nothing. Its error is a
 // *ConfigError.
@@ -205,8 +212,8 @@ func (o Openers) Check(ctx context.Context, c *Config) error {
 		}
 		add("brokers."+name, err)
 	}
-	for _, r := range c.Routes {
-		if r.TooLarge.Store != "" {
+	for i := range c.Routes {
+		if r := c.route(i); r.TooLarge.Store != "" {
 			_, err := openBlobs(ctx, r.TooLarge.Store, o)
 			add(r.path+".too_large.store", err)
 		}

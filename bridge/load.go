@@ -28,18 +28,16 @@ type Problem struct { //nolint:errname // part of a ConfigError
 
 // Error returns "file:line: field: found …, want …".
 func (p Problem) Error() string {
-	var b strings.Builder
-	if b.WriteString(p.File); p.Line > 0 {
-		fmt.Fprintf(&b, ":%d", p.Line)
+	where := p.File
+	if p.Line > 0 {
+		where = fmt.Sprintf("%s:%d", where, p.Line)
 	}
-	if p.Field != "" {
-		fmt.Fprintf(&b, ": %s", p.Field)
-	}
-	fmt.Fprintf(&b, ": %s", p.Found)
+	what := p.Found
 	if p.Allowed != "" {
-		fmt.Fprintf(&b, ", want %s", p.Allowed)
+		what += ", want " + p.Allowed
 	}
-	return b.String()
+	all := slices.DeleteFunc([]string{where, p.Field, what}, func(s string) bool { return s == "" })
+	return strings.Join(all, ": ")
 }
 
 // A ConfigError holds every mistake found in a configuration.

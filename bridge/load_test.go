@@ -140,6 +140,19 @@ routes:
 	}
 }
 
+// One that a program has made names the field alone.
+func TestBuildOfAConfigOfNoFile(t *testing.T) {
+	o := Openers{Brokers: broker.Openers{"broken": func(context.Context, string) (broker.Broker, error) { return nil, broker.Invalid("no") }}}
+	c := &Config{Brokers: map[string]string{"b": "broken://x"}, Routes: []RouteConfig{{Name: "r", Source: SourceConfig{Broker: "b"}, TooLarge: TooLargeConfig{Store: "x://y"}}}}
+	_, err := Build(t.Context(), c, o)
+	if err == nil || err.Error() != "brokers.b: invalid: no" {
+		t.Errorf("got %v", err)
+	}
+	if err := o.Check(t.Context(), c); err == nil || !strings.Contains(err.Error(), "\nroutes[0].too_large.store: ") {
+		t.Errorf("got %v", err)
+	}
+}
+
 // A shared broker stays open.
 type shared struct{ broker.Broker }
 

@@ -134,6 +134,44 @@ func TestContract1CommittedPrefix(t *testing.T) {
 	}
 }
 
+// A window may be smaller than a request, and one key in flight is one record.
+func TestSmallWindows(t *testing.T) {
+	for _, way := range []string{"BatchSameGroup", "standard queue"} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, 1)
+			if way == "standard queue" {
+				w.standard()
+			}
+			w.publish(100, 10)
+			var mu sync.Mutex
+			inFlight, most := 0, 0
+			q := &flaky{Queue: w.queue, before: func(broker.Message) error {
+				mu.Lock()
+				inFlight++
+				most = max(most, inFlight)
+				mu.Unlock()
+				<-time.After(time.Millisecond)
+				mu.Lock()
+				inFlight--
+				mu.Unlock()
+				return nil
+			}}
+			for _, edit := range []func(*Route){func(rt *Route) { rt.Window = 3 }, func(rt *Route) { rt.Concurrency = 1 }} {
+				rt := w.route(func(rt *Route) {
+					rt.Target, rt.BatchSameGroup, rt.Until = q, way == "BatchSameGroup", broker.Now()
+					edit(rt)
+				})
+				check(t, rt.Run(w.ctx))
+				check(t, w.events.ResetGroup(w.ctx, "orders", "bridge-r", broker.Earliest()))
+				if s := rt.Stats(); s.Enqueued != 100 || rt.Concurrency == 1 && most > 1 {
+					t.Errorf("%s: %d in flight; stats %+v", way, most, s)
+				}
+				most = 0
+			}
+		})
+	}
+}
+
 // 7. Poison: a function of the route's that panics makes its own record poison,
 // after Attempts, and no other one.
 func TestContract7Panic(t *testing.T) {
