@@ -22,6 +22,10 @@
 // markers and compaction taken into account; beyond, which PartitionLag.Exact
 // tells, it is an upper bound.
 // Kafka's null header value becomes an empty one.
+// A transaction's markers carry the broker's time: where they stand between
+// records with earlier times of their own, AtTime may begin at a marker, before
+// the first record of that time. What a transaction rolls back may never have
+// been stored; readers without ReadCommitted may see it or not.
 //
 // A topic that is deleted, or replaced by a new one of its name, ends its
 // members within about ten seconds: Receive and Commit return
