@@ -39,7 +39,7 @@ type Stats struct {
 	Filtered   int64
 	Parked     int64
 	Skipped    int64
-	Retried    int64
+	Retried    int64 // tries that failed and were repeated, by the queue's client too where it tells
 	Duplicates int64 // enqueued, and suppressed by the queue, as far as it tells: SQS does not
 	Claimed    int64 // bodies put into the blob store
 
@@ -89,7 +89,7 @@ func (rt *Route) Stats() Stats {
 		Parked: c.parked.Load(), Skipped: c.skipped.Load(), Retried: c.retried.Load(),
 		Duplicates: c.duplicates.Load(), Claimed: c.claimed.Load(),
 	}
-	rt.batchSizes(&s)
+	rt.ofQueues(&s)
 	rt.mu.Lock()
 	defer rt.mu.Unlock()
 	s.Paused, s.Halted, s.In = rt.paused, rt.halted, rt.received
@@ -104,8 +104,18 @@ func (rt *Route) Stats() Stats {
 	return s
 }
 
-func (rt *Route) batchSizes(s *Stats) {
+// A retrier is a queue whose client tries again by itself, and counts that.
+type retrier interface{ Retries() int64 }
+
+// ofQueues adds what the queues know.
+func (rt *Route) ofQueues(s *Stats) {
+	retries := func(q any) {
+		if r, ok := broker.As[retrier](q); ok {
+			s.Retried += r.Retries()
+		}
+	}
 	add := func(q any) {
+		retries(q)
 		b, ok := broker.As[broker.BatchSizer](q)
 		if !ok {
 			return
@@ -121,6 +131,9 @@ func (rt *Route) batchSizes(s *Stats) {
 		add(rt.Target)
 	}
 	rt.targets.Range(func(q, _ any) bool { add(q); return true })
+	if rt.DeadLetter != nil {
+		retries(rt.DeadLetter)
+	}
 }
 
 func (rt *Route) event(kind EventKind, r *broker.Record, start time.Time, duplicate bool, err error) {

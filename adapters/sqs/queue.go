@@ -44,6 +44,10 @@ func (q *Queue) BatchSizes() []int64 {
 	return sizes
 }
 
+// Retries returns how many messages were sent again since a try had failed for
+// what passes, once for each try.
+func (q *Queue) Retries() int64 { return q.sends.retries.Load() }
+
 // Queue opens a queue; one that is missing is ErrNotFound. It needs
 // sqs:GetQueueUrl and sqs:GetQueueAttributes.
 func (b *Broker) Queue(ctx context.Context, name string, opts *broker.QueueOptions) (broker.Queue, error) {

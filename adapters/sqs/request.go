@@ -18,7 +18,7 @@ import (
 
 // queueSender returns a sender to a queue.
 func (b *Broker) queueSender(t *target) *sender {
-	return newSender(b, maxBatch, t.fifo, func(ctx context.Context, items []outgoing, results []sent) error {
+	return newSender(b, t.name, maxBatch, t.fifo, func(ctx context.Context, items []outgoing, results []sent) error {
 		in := &awssqs.SendMessageBatchInput{QueueUrl: &t.url, Entries: make([]types.SendMessageBatchRequestEntry, len(items))}
 		for i := range items {
 			if b.direct {

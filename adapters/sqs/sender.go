@@ -76,14 +76,37 @@ type sender struct {
 	calls   calls
 	chain   bool // messages of a group go one after the other
 	sizes   [batchEntries + 1]atomic.Int64
+	name    string // of the queue or topic
+
+	retries atomic.Int64
+	told    atomic.Int64 // when the log was last told of one, in ns since 1970
+}
+
+// The log is told of a message that is tried again once that was in vain
+// tellAfter times, and every tellEvery.
+const (
+	tellAfter = 5
+	tellEvery = 10 * time.Second
+)
+
+// retried counts a message that is sent again after f, its failure number tries.
+func (s *sender) retried(f *failure, tries int) {
+	n := s.retries.Add(1)
+	if tries < tellAfter {
+		return
+	}
+	now, told := time.Now().UnixNano(), s.told.Load()
+	if now-told >= int64(tellEvery) && s.told.CompareAndSwap(told, now) {
+		s.b.log.Warn("sqs: sending failed; trying again", "queue", s.name, "retries", n, "error", f.err)
+	}
 }
 
 // newSender returns a sender over call, which carries out one request and sets
 // a result for each entry; an error is the whole request's.
-func newSender(b *Broker, maxBytes int, fifo bool,
+func newSender(b *Broker, name string, maxBytes int, fifo bool,
 	call func(ctx context.Context, items []outgoing, results []sent) error,
 ) *sender {
-	s := &sender{b: b, chain: fifo && !b.o.BatchGroups}
+	s := &sender{b: b, name: name, chain: fifo && !b.o.BatchGroups}
 	o := broker.BatcherOptions[outgoing, string]{
 		MaxItems:    batchEntries,
 		MaxBytes:    maxBytes,
@@ -226,6 +249,7 @@ func (s *sender) one(ctx context.Context, w wire) (string, error) {
 			return seq, settled(err, maybe)
 		}
 		maybe = maybe || f.maybe
+		s.retried(f, try)
 		if !pause(ctx, backoff(try)) {
 			return "", gaveUp(ctx, f, maybe)
 		}
@@ -369,6 +393,7 @@ func (p *publication) finish(i int, seq string, err error) int {
 		st.tries++
 		st.sent, st.last = false, f
 		st.maybe = st.maybe || f.maybe
+		p.s.retried(f, int(st.tries))
 		time.AfterFunc(backoff(int(st.tries)), func() { p.submit(i) })
 		return -1
 	}

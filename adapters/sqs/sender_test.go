@@ -5,9 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -39,6 +41,43 @@ func drainQueue(t *testing.T, c broker.Consumer) (byGroup map[string][]string, a
 			}
 		}
 	}
+}
+
+// What is tried again is counted, and the log tells of it, but not of each try.
+func TestRetriesAreTold(t *testing.T) {
+	for _, queue := range []string{"q", "q" + fifoSuffix} {
+		synctest.Test(t, func(t *testing.T) {
+			f, began, tries := newFake(), time.Now(), atomic.Int64{}
+			down := roundTrip(func(r *http.Request) (*http.Response, error) {
+				if strings.HasSuffix(r.Header.Get("X-Amz-Target"), ".SendMessageBatch") && time.Since(began) < time.Minute {
+					tries.Add(1)
+					return nil, errors.New("nobody listens")
+				}
+				return f.RoundTrip(r)
+			})
+			var log bytes.Buffer
+			q := openQueue(t, openFake(t, down, func(o *Options) { o.Logger = slog.New(slog.NewTextHandler(&log, nil)) }), queue, nil)
+			if _, err := q.Publish(t.Context(), broker.Message{Body: []byte("x"), GroupID: group(q)}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := q.PublishBatch(t.Context(), bodies(5, func(_ int, m *broker.Message) { m.GroupID = group(q) })); err != nil {
+				t.Fatal(err)
+			}
+			if n := q.Retries(); n == 0 || n != tries.Load() {
+				t.Errorf("%d retries, %d tries failed", n, tries.Load())
+			}
+			if n := strings.Count(log.String(), "sending failed; trying again"); n < 4 || n > 7 || !strings.Contains(log.String(), "queue="+queue) || !strings.Contains(log.String(), "nobody listens") {
+				t.Errorf("%d lines of a minute: %s", n, log.String())
+			}
+		})
+	}
+}
+
+func group(q *Queue) string {
+	if q.t.fifo {
+		return "g"
+	}
+	return ""
 }
 
 func TestEveryFaultLosesNothing(t *testing.T) {

@@ -136,7 +136,7 @@ func (r *route) prepare(m *broker.Message) (wire, error) {
 
 // topicSender returns a sender to a topic.
 func (b *Broker) topicSender(topic string, fifo bool) *sender {
-	return newSender(b, maxSNSBatch, fifo, func(ctx context.Context, items []outgoing, results []sent) error {
+	return newSender(b, topic, maxSNSBatch, fifo, func(ctx context.Context, items []outgoing, results []sent) error {
 		entries := make([]snstypes.PublishBatchRequestEntry, len(items))
 		for i := range items {
 			w := items[i].wire

@@ -197,6 +197,20 @@ func TestRun(t *testing.T) {
 	}
 }
 
+// What adapters log is JSON beside the worker's.
+func TestAdaptersLogAsTheWorkerDoes(t *testing.T) {
+	b := newBench(t, 1, "")
+	e := env{stdout: &b.stdout, stderr: &b.stderr, open: bridge.Openers{Brokers: broker.Openers{
+		"memory": func(context.Context, string) (broker.Broker, error) {
+			slog.Warn("from an adapter")
+			return shared{b.broker}, nil
+		},
+	}}}
+	if code := run(t.Context(), e, []string{"replay", "-c", b.config, "--route", "r"}); code != exitOK || !strings.Contains(b.stderr.String(), `"level":"WARN","msg":"from an adapter"}`) {
+		t.Errorf("exit code %d: %s", code, b.stderr.String())
+	}
+}
+
 // A deployment may end a worker that has not begun: no failure.
 func TestStoppedWhileStarting(t *testing.T) {
 	b := newBench(t, 1, "")

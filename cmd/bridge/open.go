@@ -98,7 +98,8 @@ type missingSourceError struct{ err error }
 func (m *missingSourceError) Error() string { return m.err.Error() }
 func (m *missingSourceError) Unwrap() error { return m.err }
 
-// newLogger writes JSON to stderr.
+// newLogger writes JSON to stderr. It is the default of the process, so that what
+// the adapters log goes there too.
 func newLogger(e env, level string) (*slog.Logger, error) {
 	l := slog.LevelInfo
 	if level != "" {
@@ -106,5 +107,7 @@ func newLogger(e env, level string) (*slog.Logger, error) {
 			return nil, err
 		}
 	}
-	return slog.New(slog.NewJSONHandler(e.stderr, &slog.HandlerOptions{Level: l})), nil
+	log := slog.New(slog.NewJSONHandler(e.stderr, &slog.HandlerOptions{Level: l}))
+	slog.SetDefault(log)
+	return log, nil
 }
