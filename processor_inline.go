@@ -122,7 +122,7 @@ func (r *processorRun) tellEmpty() {
 // dispatchInline is dispatch where all may be handled inline; what ends a
 // partition is not, since others look for that in the windows.
 func (r *processorRun) dispatchInline(rs []*Record, now time.Time) (relieved bool) {
-	in := &inlineRun{at: now, began: time.Now(), records: make([]*Record, 0, len(rs))}
+	in := &inlineRun{at: now, began: time.Now(), records: rs[:0]}
 	a := admission{run: r}
 	r.mu.Lock()
 	for _, rec := range rs {
@@ -178,12 +178,27 @@ func (r *processorRun) runInline(in *inlineRun) (relieved bool) {
 	c := &r.p.counters
 	c.running.Add(1)
 	ran, res := false, taskResult{done: true}
-	span := 0
-	for i := 0; i < len(in.records) && res.done; i = int(in.claimed.Add(1)) - 1 {
-		for in.spans[span].end <= i {
-			span++
+	for i, s := 0, 0; i < len(in.records); i = int(in.claimed.Add(1)) - 1 {
+		for in.spans[s].end <= i {
+			s++
 		}
-		ran, res = r.handleInline(in, in.spans[span].part, in.records[i])
+		rec, pt := in.records[i], in.spans[s].part
+		if ran = !pt.assignment.Ended(); ran {
+			began := r.observer.now()
+			err := r.callOne(pt.ctx, rec, 1)
+			if err == nil && r.observer.fn == nil {
+				continue
+			}
+			res = r.handledInline(in, pt, rec, began, err)
+		} else {
+			r.mu.Lock()
+			r.drop(pt, ErrFenced)
+			r.mu.Unlock()
+			res = taskResult{left: true}
+		}
+		if !res.done {
+			break
+		}
 	}
 	c.running.Add(-1)
 	patience.Stop()
@@ -231,30 +246,19 @@ func (r *processorRun) wasSlow() {
 	}
 }
 
-// handleInline is handleOne for a record that is no task yet, and reports
-// whether the handler ran. When it is not simply done lanes take over first, so
-// that what follows, a dead letter say, holds up nothing.
-func (r *processorRun) handleInline(in *inlineRun, pt *partition, rec *Record) (ran bool, res taskResult) {
-	if pt.assignment.Ended() {
-		r.mu.Lock()
-		r.drop(pt, ErrFenced)
-		r.mu.Unlock()
-		return false, taskResult{left: true}
+// handledInline is handled for a record that is no task yet. When it is not
+// simply done lanes take over first, so that what follows, a dead letter say,
+// holds up nothing.
+func (r *processorRun) handledInline(in *inlineRun, pt *partition, rec *Record, began time.Time, err error) taskResult {
+	if err == nil {
+		return r.handled(pt.ctx, &task{r: rec, part: pt}, began, nil)
 	}
-	began := r.observer.now()
-	err := r.callOne(pt.ctx, rec, 1)
-	switch {
-	case err != nil:
-		r.mu.Lock()
-		if r.inline == in {
-			r.takeOver()
-		}
-		r.mu.Unlock()
-		return true, r.handled(pt.ctx, in.running, began, err)
-	case r.observer.fn != nil:
-		return true, r.handled(pt.ctx, &task{r: rec, part: pt}, began, nil)
+	r.mu.Lock()
+	if r.inline == in {
+		r.takeOver()
 	}
-	return true, taskResult{done: true}
+	r.mu.Unlock()
+	return r.handled(pt.ctx, in.running, began, err)
 }
 
 // takeOver puts what is handled inline into the windows: those behind the one
