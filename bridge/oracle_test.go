@@ -175,7 +175,7 @@ func TestSmallWindows(t *testing.T) {
 // 7. Poison: a function of the route's that panics makes its own record poison,
 // after Attempts, and no other one.
 func TestContract7Panic(t *testing.T) {
-	for _, standard := range []bool{false, true} {
+	for _, way := range []string{"one by one", "BatchSameGroup", "standard queue"} {
 		for name, edit := range map[string]func(*Route, func(*broker.Record)){
 			"Filter": func(rt *Route, f func(*broker.Record)) {
 				rt.Filter = func(r *broker.Record) (bool, error) { f(r); return true, nil }
@@ -183,17 +183,23 @@ func TestContract7Panic(t *testing.T) {
 			"Map": func(rt *Route, f func(*broker.Record)) {
 				rt.Map = func(r *broker.Record, _ *broker.Message) error { f(r); return nil }
 			},
+			"GroupFor": func(rt *Route, f func(*broker.Record)) {
+				rt.GroupFor = func(r *broker.Record) (string, error) { f(r); return string(r.Key), nil }
+			},
 		} {
-			t.Run(fmt.Sprintf("%s,standard=%v", name, standard), func(t *testing.T) {
+			if name == "GroupFor" && way == "standard queue" { // which has no groups
+				continue
+			}
+			t.Run(fmt.Sprintf("%s,%s", name, way), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					w := newWorld(t, 1)
-					if standard {
+					if way == "standard queue" {
 						w.standard()
 					}
 					w.publish(100, 10)
 					tries := 0
 					rt := w.route(func(rt *Route) {
-						rt.Attempts = 3
+						rt.Attempts, rt.BatchSameGroup = 3, way == "BatchSameGroup"
 						edit(rt, func(r *broker.Record) {
 							if string(r.Value) == "42" {
 								tries++
@@ -205,8 +211,11 @@ func TestContract7Panic(t *testing.T) {
 					w.until("the end of the stream", func() bool { return w.lag("bridge-r") == 0 })
 					check(t, stop())
 					ds, dead := w.drain(w.queue), w.drain(w.dead)
-					if len(ds) != 99 || len(dead) != 1 || dead[0].Headers.Get(broker.HeaderDeadLetterReason) != "panic: cannot do 42" || tries != 3 {
+					if len(ds) != 99 || len(dead) != 1 || dead[0].Headers.Get(broker.HeaderDeadLetterReason) != "panic: cannot do 42" || tries < 3 || name != "GroupFor" && tries > 3 {
 						t.Errorf("%d tasks, %d dead letters, %d tries", len(ds), len(dead), tries)
+					}
+					if s := rt.Stats(); s.Enqueued != 99 || s.Duplicates != 0 || s.Parked != 1 {
+						t.Errorf("stats: %+v", s)
 					}
 				})
 			})

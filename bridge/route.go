@@ -212,11 +212,17 @@ func (rt *Route) groupOf(r *broker.Record, id string) (string, error) {
 	group := string(r.Key)
 	if rt.GroupFor != nil {
 		var err error
-		if group, err = rt.GroupFor(r); err != nil {
+		if group, err = rt.askGroup(r); err != nil {
 			return "", err
 		}
 	}
 	return orDefault(group, id), nil
+}
+
+// askGroup asks GroupFor, on whose answer dead letters and order depend too.
+func (rt *Route) askGroup(r *broker.Record) (group string, err error) {
+	defer recovered(&err)
+	return rt.GroupFor(r)
 }
 
 // order is what orders r among those of its partition; "" is nothing.
@@ -230,7 +236,7 @@ func (rt *Route) order(r *broker.Record) string {
 // orderBy is what the Processor orders r by; where GroupFor fails, r is poison
 // and parked in the order of its key.
 func (rt *Route) orderBy(r *broker.Record) string {
-	group, err := rt.GroupFor(r)
+	group, err := rt.askGroup(r)
 	if err != nil {
 		return string(r.Key)
 	}
