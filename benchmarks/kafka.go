@@ -49,13 +49,13 @@ func kafkaScenarios() []scenario {
 	begin, shared := share(filled(kafkaTopic, rawKafka))
 	read := scenario{
 		name:     "kafka consume and commit",
-		what:     "A group's only member joins, reads all, commits and leaves.",
-		messages: 3_000_000, needs: needs, begin: begin,
+		what:     "A group's only member joins, reads all, commits and leaves; each reads with what is fetched ahead.",
+		messages: 6_000_000, needs: needs, begin: begin,
 		contenders: []contender{
 			{name: "raw franz-go", open: reading(shared, rawKafka)},
 			{name: "broker", open: reading(shared, brokerKafka)},
-			{name: "Watermill", open: reading(shared, watermillKafka), fraction: 0.1},
-			{name: "Go CDK", open: reading(shared, cdkKafka), fraction: 0.02},
+			{name: "Watermill", open: reading(shared, watermillKafka), fraction: 0.05},
+			{name: "Go CDK", open: reading(shared, cdkKafka), fraction: 0.01},
 		},
 		targets: []target{
 			{of: "broker", over: "raw franz-go", atLeast: 0.95},
@@ -86,7 +86,7 @@ func kafkaScenarios() []scenario {
 		{
 			name:     "kafka processing with per-key order",
 			what:     "A Processor with 8 lanes and a handler that does nothing, 5,000 keys, beside raw consumption; both join, commit and leave.",
-			messages: 3_000_000, needs: needs, begin: begin,
+			messages: 6_000_000, needs: needs, begin: begin,
 			contenders: []contender{
 				{name: "raw franz-go", open: reading(shared, rawKafka)},
 				{name: "broker Processor", open: processing(shared)},
