@@ -89,11 +89,7 @@ func (s *suite) quorumQueues(queue string) []string {
 	case queue == "" || strings.Contains(s.name, "classic"):
 		return nil
 	case strings.Contains(s.name, "ordered"):
-		shards := make([]string, defaultShards)
-		for i := range shards {
-			shards[i] = shardName(queue, i)
-		}
-		return shards
+		return (&queueInfo{name: queue, shards: defaultShards}).queues()
 	}
 	return []string{queue}
 }
