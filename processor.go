@@ -55,9 +55,13 @@ type Processor struct {
 	MaxWait      time.Duration // for a batch to fill after its first record; 0: takes what is there
 	Middleware   []Middleware  // as those of Worker, around each record
 
-	Concurrency    int           // handlers at once; 0: 8
-	MaxWindow      int           // of each partition: records done or in hand beyond the commit; 0: 8192
-	MaxAge         time.Duration // of the oldest of them, beyond which its partition is paused; 0: no limit
+	Concurrency int           // handlers at once; 0: 8
+	MaxWindow   int           // of each partition: records done or in hand beyond the commit; 0: 8192
+	MaxAge      time.Duration // of the oldest of them, beyond which its partition is paused; 0: no limit
+	// MaxWindowBytes bounds the keys, values and headers of what is in hand, or
+	// done behind something in hand: a partition with more than an even share of
+	// it is paused. What one Receive returns may come on top. 0: 64 MiB.
+	MaxWindowBytes int
 	CommitInterval time.Duration // 0: 1 s; sooner when the window is half full or nothing is in hand
 	// Retry runs a record again in place. Without DeadLetter that goes on for
 	// ever; Retry.MaxAttempts needs one. Reject without DeadLetter ends Run
@@ -77,6 +81,7 @@ type Processor struct {
 
 const (
 	defaultMaxWindow      = 8192
+	defaultWindowBytes    = 64 << 20
 	defaultCommitInterval = time.Second
 	idleCommitDelay       = 50 * time.Millisecond
 	maxReceive            = 512
@@ -156,6 +161,8 @@ func (p *Processor) validate() error {
 		return Invalid("Group is empty")
 	case p.MaxWindow < 0:
 		return Invalid("MaxWindow %d: must not be negative", p.MaxWindow)
+	case p.MaxWindowBytes < 0:
+		return Invalid("MaxWindowBytes %d: must not be negative", p.MaxWindowBytes)
 	case p.MaxWindow > 0 && p.MaxBatch > p.MaxWindow:
 		return Invalid("MaxBatch %d is larger than MaxWindow %d", p.MaxBatch, p.MaxWindow)
 	case p.Retry.MaxAttempts > 0 && p.DeadLetter == nil:

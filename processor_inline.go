@@ -280,7 +280,7 @@ func (r *processorRun) takeOver() {
 		r.busy++
 		t.state = taskRunning
 		t.part.active++
-		t.part.window.push(t)
+		t.part.add(t)
 		if t.keyed {
 			t.part.tails[t.hash] = t
 		}

@@ -29,6 +29,7 @@ func TestProcessorMisconfigured(t *testing.T) {
 		{"both", func(p *broker.Processor) { p.BatchHandler = okBatch }, "both"},
 		{"concurrency", func(p *broker.Processor) { p.Concurrency = -1 }, "Concurrency"},
 		{"window", func(p *broker.Processor) { p.MaxWindow = -1 }, "MaxWindow"},
+		{"window's bytes", func(p *broker.Processor) { p.MaxWindowBytes = -1 }, "MaxWindowBytes"},
 		{"batch", func(p *broker.Processor) { p.Handler, p.BatchHandler, p.MaxBatch = nil, okBatch, -1 }, "MaxBatch -1"},
 		{"batch over window", func(p *broker.Processor) {
 			p.Handler, p.BatchHandler, p.MaxBatch, p.MaxWindow = nil, okBatch, 20, 10

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"hash/maphash"
 	"sync"
@@ -15,6 +16,7 @@ type processorRun struct {
 	lanes      int
 	maxBatch   int // 0: one by one
 	maxWindow  int // of a partition
+	maxBytes   int // of all windows
 	receiveMax int
 	interval   time.Duration // of commits
 	seed       maphash.Seed
@@ -65,6 +67,7 @@ type partition struct {
 	ctx        context.Context
 	cancel     context.CancelCauseFunc
 	window     fifo[*task]      // not done, or done behind one that is not; in order of offset
+	bytes      int              // of window
 	tails      map[uint64]*task // the last task of each key in hand
 	active     int              // tasks ready or running
 
@@ -95,6 +98,7 @@ type task struct {
 	next    *task // of the same key
 	hash    uint64
 	attempt int
+	size    int // of r as it came
 	keyed   bool
 	state   taskState
 	cause   error // it was rejected with: only the dead-lettering is left to do
@@ -115,7 +119,7 @@ const (
 func newProcessorRun(ctx context.Context, p *Processor) *processorRun {
 	r := &processorRun{
 		p: p, observer: newObserver(p.Stream.Name(), p.Group, p.Observe, p.Logger),
-		lanes: p.Concurrency, maxWindow: p.MaxWindow, interval: p.CommitInterval,
+		lanes: p.Concurrency, maxWindow: p.MaxWindow, maxBytes: cmp.Or(p.MaxWindowBytes, defaultWindowBytes), interval: p.CommitInterval,
 		seed: maphash.MakeSeed(), parts: map[int32]*partition{}, handed: map[int32]bool{},
 		fetched: make(chan error, 1), wake: make(chan struct{}, 1), check: make(chan struct{}, 1), commits: make(chan struct{}, 1),
 	}
@@ -142,22 +146,6 @@ func newProcessorRun(ctx context.Context, p *Processor) *processorRun {
 	r.ctx, r.stop = context.WithCancelCause(ctx)
 	r.base, r.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	return r
-}
-
-// count returns the records done or in hand beyond the commit.
-func (pt *partition) count() int { return pt.window.len() + pt.uncommitted + pt.committing }
-
-// oldest returns when the oldest of them was received; zero if there is none.
-func (pt *partition) oldest() time.Time {
-	switch {
-	case pt.committing > 0:
-		return pt.committingAt
-	case pt.uncommitted > 0:
-		return pt.since
-	case pt.window.len() > 0:
-		return pt.window.peek().at
-	}
-	return time.Time{}
 }
 
 // dispatch puts records in their partitions' windows and wakes lanes, or
@@ -194,19 +182,8 @@ func (r *processorRun) dispatch(rs []*Record) (relieved bool) {
 // push puts a task at the end of its partition's window, and in line. r.mu is
 // held.
 func (r *processorRun) push(t *task) {
-	t.part.window.push(t)
+	t.part.add(t)
 	r.line(t)
-}
-
-// pauseFull marks the partitions whose window is full, and reports whether
-// there are any. r.mu is held.
-func (r *processorRun) pauseFull(now time.Time) (pause bool) {
-	for _, pt := range r.parts {
-		if !pt.gone && !pt.draining && !pt.paused && r.full(pt, now) {
-			pt.paused, pause = true, true
-		}
-	}
-	return pause
 }
 
 // wakeLanes wakes as many as there is something ready for. r.mu is held.
@@ -241,51 +218,6 @@ func (r *processorRun) orderBy(rec *Record) (by string) {
 	by = r.p.OrderBy(rec)
 	done = true
 	return by
-}
-
-// tellPauses makes the consumer pause and resume as the windows ask. r.mu is
-// not held while the consumer is called, so that its callbacks can run. What is
-// lost meanwhile is resumed, since it would be paused when it comes back.
-func (r *processorRun) tellPauses() {
-	r.pausing.Lock()
-	defer r.pausing.Unlock()
-	var paused []*partition
-	var pause, resume []int32
-	r.mu.Lock()
-	for _, pt := range r.parts {
-		want := pt.paused || pt.reached
-		if pt.gone || want == pt.told {
-			continue
-		}
-		if pt.told = want; want {
-			paused = append(paused, pt)
-			pause = append(pause, pt.id)
-		} else {
-			resume = append(resume, pt.id)
-		}
-	}
-	r.mu.Unlock()
-	if len(pause) > 0 {
-		r.consumer.Pause(pause...)
-		r.mu.Lock()
-		for _, pt := range paused {
-			if pt.gone {
-				resume = append(resume, pt.id)
-			}
-		}
-		r.mu.Unlock()
-	}
-	if len(resume) > 0 {
-		r.consumer.Resume(resume...)
-	}
-}
-
-// full tells whether another Receive could overfill the window.
-func (r *processorRun) full(pt *partition, now time.Time) bool {
-	if pt.count()+r.receiveMax > r.maxWindow {
-		return true
-	}
-	return r.p.MaxAge > 0 && now.Sub(pt.oldest()) > r.p.MaxAge && pt.count() > 0
 }
 
 // partitionOf returns the partition that rec belongs to, or nil if the
@@ -373,7 +305,7 @@ func (r *processorRun) finish(t *task) {
 		}
 	}
 	for pt.window.len() > 0 && pt.window.peek().state == taskDone {
-		d := pt.window.pop()
+		d := pt.take()
 		pt.advance(1, d.r, d.at)
 	}
 	r.quietIf(pt)
@@ -452,6 +384,7 @@ func (r *processorRun) quiesce(parts []*partition) <-chan struct{} {
 				r.leave(t)
 			}
 			r.discard(t)
+			pt.bytes -= t.size
 			end--
 		}
 		clear(tasks[end:])
@@ -505,7 +438,7 @@ func (r *processorRun) drop(pt *partition, cause error) {
 	r.takeOver()
 	pt.gone = true
 	for pt.window.len() > 0 {
-		t := pt.window.pop()
+		t := pt.take()
 		if t.state == taskReady {
 			r.leave(t)
 		}
