@@ -23,18 +23,20 @@ import (
 const (
 	kafkaEnv        = "BROKER_TEST_KAFKA"
 	kafkaPartitions = 6
-	commitEvery     = 50_000
+	commitEvery     = 500_000 // records: more than a poll brings, so that all commit as often
+	windowRecords   = 50_000  // of the Processor
 )
 
 func kafkaScenarios() []scenario {
 	needs := []string{kafkaEnv}
 	flood := scenario{
 		name:     "kafka publish, 1 goroutine",
-		what:     "acks=all, idempotent. The raw client pipelines Produce; the broker gets batches of 10,000 (16 MiB at most), five under way at once since the raw client buffers 50,000, or an AsyncAppender record by record; the peers have a blocking call only.",
+		what:     "acks=all, idempotent. The raw client pipelines Produce; the broker gets batches of 10,000 (16 MiB at most), five under way at once since the raw client buffers 50,000, or an AsyncAppender record by record; the peers have a blocking call only. A call that its context may cut off (cancellable) copies what it sends, since its caller may then change it; the other calls, and those of the raw client, have contexts that do not end.",
 		messages: 3_000_000, needs: needs,
 		contenders: []contender{
 			{name: "raw franz-go", open: flooding(kafkaTopic, rawKafka)},
 			{name: "broker", open: flooding(kafkaTopic, brokerKafka)},
+			{name: "broker, cancellable", open: flooding(kafkaTopic, cancellableKafka)},
 			{name: "broker, async", open: flooding(kafkaTopic, asyncKafka)},
 			{name: "Watermill", open: flooding(kafkaTopic, watermillKafka), fraction: 0.002},
 			{name: "Go CDK", open: flooding(kafkaTopic, cdkKafka), fraction: 0.002},
@@ -82,7 +84,7 @@ func kafkaScenarios() []scenario {
 				{of: "broker", over: "raw franz-go, blocking", maxCPU: 1.15},
 			},
 		},
-		read, sized(read, "1 KiB", 1<<10, 800_000), sized(read, "64 KiB", 64<<10, 15_000),
+		read, sized(read, "1 KiB", 1<<10, 3_000_000), sized(read, "64 KiB", 64<<10, 45_000),
 		{
 			name:     "kafka processing with per-key order",
 			what:     "A Processor with 8 lanes and a handler that does nothing, 5,000 keys, beside raw consumption; both join, commit and leave.",
@@ -150,7 +152,7 @@ func rawKafka(_ context.Context, p place) (rig, error) {
 		send: func(ctx context.Context, body []byte) error {
 			return single.ProduceSync(ctx, &kgo.Record{Value: body}).FirstErr()
 		},
-		flood: func(ctx context.Context, n int) error {
+		flood: unending(func(ctx context.Context, n int) error {
 			bodies := bodies()
 			var acked atomic.Int64
 			for i := range n {
@@ -161,7 +163,7 @@ func rawKafka(_ context.Context, p place) (rig, error) {
 				})
 			}
 			return errors.Join(many.Flush(ctx), counted(acked.Load(), n))
-		},
+		}),
 		read: func(ctx context.Context, got func([]byte) bool) error {
 			c, err := client(kgo.ConsumeTopics(p.name), kgo.ConsumerGroup("g-"+broker.NewID()),
 				kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.DisableAutoCommit())
@@ -215,8 +217,23 @@ func brokerKafka(ctx context.Context, p place) (rig, error) {
 			_, err := s.Publish(ctx, broker.Record{Value: body})
 			return err
 		},
-		flood: floodStream(s, 10_000, 5, benchKeys()), read: readStream(s), stop: b.Close,
+		flood: unending(floodStream(s, 10_000, 5, benchKeys())), read: readStream(s), stop: b.Close,
 	}, err
+}
+
+// cancellableKafka floods with calls whose context may end before their answers.
+func cancellableKafka(ctx context.Context, p place) (rig, error) {
+	b, err := kafka.Open(ctx, &kafka.Options{Brokers: kafkaAddrs()})
+	if err != nil {
+		return rig{}, err
+	}
+	s, err := b.Stream(ctx, p.name, nil)
+	return rig{flood: floodStream(s, 10_000, 5, benchKeys()), stop: b.Close}, err
+}
+
+// unending floods with calls that no context cuts off.
+func unending(flood func(context.Context, int) error) func(context.Context, int) error {
+	return func(ctx context.Context, n int) error { return flood(context.WithoutCancel(ctx), n) }
 }
 
 // floodStream publishes batches, of up to 16 MiB, to a stream of the broker,
@@ -291,7 +308,7 @@ func asyncKafka(ctx context.Context, p place) (rig, error) {
 	s, err := b.Stream(ctx, p.name, nil)
 	keys := benchKeys()
 	return rig{
-		flood: func(ctx context.Context, n int) error {
+		flood: unending(func(ctx context.Context, n int) error {
 			a := broker.NewAsyncAppender(s, &broker.AsyncOptions{MaxQueued: 50_000})
 			bodies := bodies()
 			var acked atomic.Int64
@@ -303,7 +320,7 @@ func asyncKafka(ctx context.Context, p place) (rig, error) {
 				})
 			}
 			return errors.Join(a.Close(ctx), counted(acked.Load(), n))
-		},
+		}),
 		stop: b.Close,
 	}, err
 }
@@ -326,7 +343,7 @@ func processing(at makePlace) opener {
 		return func() error {
 			var got atomic.Int64
 			p := &broker.Processor{
-				Stream: s, Group: "g-" + broker.NewID(), Until: broker.Now(), MaxWindow: commitEvery,
+				Stream: s, Group: "g-" + broker.NewID(), Until: broker.Now(), MaxWindow: windowRecords,
 				Handler: func(context.Context, *broker.Record) error { got.Add(1); return nil },
 			}
 			return errors.Join(p.Run(ctx), counted(got.Load(), n))

@@ -47,17 +47,16 @@ func TestStreamPrograms(t *testing.T) {
 // A streamRunner carries out one program on one broker and judges by the one
 // specification what it does.
 type streamRunner struct {
-	t      *testing.T
-	b      broker.Broker
-	name   string
-	s      broker.Stream
-	caps   broker.StreamCapabilities
-	trace  strings.Builder // what the specification leaves no choice in
-	where  string          // the step
-	tx     broker.Transactor
-	logs   [streamPartitions]*logSpec
-	keys   map[string]int32
-	byText map[string][2]int // partition and index of each value
+	t     *testing.T
+	b     broker.Broker
+	name  string
+	s     broker.Stream
+	caps  broker.StreamCapabilities
+	trace strings.Builder // what the specification leaves no choice in
+	where string          // the step
+	tx    broker.Transactor
+	logs  [streamPartitions]*logSpec
+	keys  map[string]int32
 
 	mu     sync.Mutex // callbacks of members run beside the program
 	groups [streamGroups]*groupSpec
@@ -67,7 +66,7 @@ const settleTime = 60 * time.Second // for whatever a group has to agree on
 
 func (p *pair) runStream(ctx context.Context, t *testing.T, b broker.Broker, seed uint64) string {
 	t.Helper()
-	r := &streamRunner{t: t, b: b, name: p.newName("stream"), keys: map[string]int32{}, byText: map[string][2]int{}}
+	r := &streamRunner{t: t, b: b, name: p.newName("stream"), keys: map[string]int32{}}
 	admin := b.(broker.Admin)
 	r.must(admin.DeclareStream(ctx, r.name, broker.StreamConfig{Partitions: streamPartitions}))
 	t.Cleanup(func() {
@@ -178,7 +177,6 @@ func (r *streamRunner) stored(rec broker.Record, partition int32, tx *txSpec) *l
 	}
 	l := &logged{rec: rec, tx: tx}
 	log := r.logs[partition]
-	r.byText[string(rec.Value)] = [2]int{int(partition), len(log.records)}
 	log.records = append(log.records, l)
 	return l
 }
