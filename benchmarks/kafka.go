@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/IBM/sarama"
 	"github.com/ThreeDotsLabs/watermill"
@@ -91,9 +92,23 @@ func kafkaScenarios() []scenario {
 			messages: 6_000_000, needs: needs, begin: begin,
 			contenders: []contender{
 				{name: "raw franz-go", open: reading(shared, rawKafka)},
-				{name: "broker Processor", open: processing(shared)},
+				{name: "broker Processor", open: processing(shared, 8, 0)},
 			},
 			targets: []target{{of: "broker Processor", over: "raw franz-go", atLeast: 0.9}},
+		},
+		{
+			name:     "kafka processing, a handler that waits 5 ms",
+			what:     "A Processor with 1, 8 and 64 lanes, each for about a second; 5,000 keys.",
+			messages: 12_800, needs: needs,
+			contenders: []contender{
+				{name: "1 lane", open: processing(filled(kafkaTopic, rawKafka), 1, 5*time.Millisecond), fraction: 1.0 / 64},
+				{name: "8 lanes", open: processing(filled(kafkaTopic, rawKafka), 8, 5*time.Millisecond), fraction: 8.0 / 64},
+				{name: "64 lanes", open: processing(filled(kafkaTopic, rawKafka), 64, 5*time.Millisecond)},
+			},
+			targets: []target{
+				{of: "8 lanes", over: "1 lane", atLeast: 8 * 0.9},
+				{of: "64 lanes", over: "1 lane", atLeast: 64 * 0.9},
+			},
 		},
 		{
 			name:     "kafka queue (share group), receive and ack",
@@ -325,8 +340,8 @@ func asyncKafka(ctx context.Context, p place) (rig, error) {
 	}, err
 }
 
-// processing runs a Processor that commits as it goes.
-func processing(at makePlace) opener {
+// processing runs a Processor that commits as it goes, with a handler that waits.
+func processing(at makePlace, lanes int, wait time.Duration) opener {
 	return func(ctx context.Context, n int) (func() error, func() error, error) {
 		p, err := at(ctx, n)
 		if err != nil {
@@ -344,10 +359,17 @@ func processing(at makePlace) opener {
 			var got atomic.Int64
 			p := &broker.Processor{
 				Stream: s, Group: "g-" + broker.NewID(), Until: broker.Now(), MaxWindow: windowRecords,
-				Handler: func(context.Context, *broker.Record) error { got.Add(1); return nil },
+				Concurrency: lanes,
+				Handler: func(context.Context, *broker.Record) error {
+					if wait > 0 {
+						<-time.After(wait)
+					}
+					got.Add(1)
+					return nil
+				},
 			}
 			return errors.Join(p.Run(ctx), counted(got.Load(), n))
-		}, b.Close, nil
+		}, func() error { return errors.Join(b.Close(), p.remove(ctx)) }, nil
 	}
 }
 
