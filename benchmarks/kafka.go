@@ -222,6 +222,13 @@ func benchKeys() [][]byte {
 }
 
 func brokerKafka(ctx context.Context, p place) (rig, error) {
+	r, err := cancellableKafka(ctx, p)
+	r.flood = unending(r.flood)
+	return r, err
+}
+
+// cancellableKafka floods with calls whose context may end before their answers.
+func cancellableKafka(ctx context.Context, p place) (rig, error) {
 	b, err := kafka.Open(ctx, &kafka.Options{Brokers: kafkaAddrs()})
 	if err != nil {
 		return rig{}, err
@@ -232,18 +239,8 @@ func brokerKafka(ctx context.Context, p place) (rig, error) {
 			_, err := s.Publish(ctx, broker.Record{Value: body})
 			return err
 		},
-		flood: unending(floodStream(s, 10_000, 5, benchKeys())), read: readStream(s), stop: b.Close,
+		flood: floodStream(s, 10_000, 5, benchKeys()), read: readStream(s), stop: b.Close,
 	}, err
-}
-
-// cancellableKafka floods with calls whose context may end before their answers.
-func cancellableKafka(ctx context.Context, p place) (rig, error) {
-	b, err := kafka.Open(ctx, &kafka.Options{Brokers: kafkaAddrs()})
-	if err != nil {
-		return rig{}, err
-	}
-	s, err := b.Stream(ctx, p.name, nil)
-	return rig{flood: floodStream(s, 10_000, 5, benchKeys()), stop: b.Close}, err
 }
 
 // unending floods with calls that no context cuts off.

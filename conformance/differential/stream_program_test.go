@@ -1,7 +1,6 @@
 package differential
 
 import (
-	"cmp"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -302,6 +301,3 @@ func sameRecord(got, want *broker.Record) error {
 	}
 	return nil
 }
-
-// byPartition orders partitions' numbers.
-func byPartition(a, b broker.PartitionLag) int { return cmp.Compare(a.Partition, b.Partition) }

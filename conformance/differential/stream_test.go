@@ -207,8 +207,8 @@ func (r *streamRunner) take(g *groupSpec, m *memberSpec, rec *broker.Record) {
 }
 
 // receive calls Receive of one member once.
-func (r *streamRunner) receive(ctx context.Context, g *groupSpec, m *memberSpec, limit int, wait time.Duration) int {
-	ctx, cancel := context.WithTimeout(ctx, wait)
+func (r *streamRunner) receive(ctx context.Context, g *groupSpec, m *memberSpec, limit int) int {
+	ctx, cancel := context.WithTimeout(ctx, shortWait)
 	defer cancel()
 	rs, err := m.c.Receive(ctx, limit)
 	if err != nil && !errors.Is(err, context.DeadlineExceeded) {
@@ -249,7 +249,7 @@ func (r *streamRunner) drain(ctx context.Context, g *groupSpec, limit int) {
 	r.until(func() bool { return got == 0 && r.left(g) == 0 }, func() {
 		got = 0
 		for _, m := range g.members {
-			got += r.receive(ctx, g, m, limit, shortWait)
+			got += r.receive(ctx, g, m, limit)
 		}
 	}, func() string { return fmt.Sprintf("%d records did not come to %s", r.left(g), g.name) })
 }
@@ -267,17 +267,22 @@ func (r *streamRunner) until(holds func() bool, do func(), missing func() string
 // few, partition by partition.
 func (r *streamRunner) commit(ctx context.Context, g *groupSpec, back int) string {
 	for _, m := range g.members {
-		r.mu.Lock()
-		var rs []*broker.Record
-		for id, h := range m.holds {
-			if rec := g.commit(id, h, back); rec != nil {
-				rs = append(rs, rec)
-			}
-		}
-		r.mu.Unlock()
-		r.must(m.c.Commit(ctx, rs...))
+		r.must(m.c.Commit(ctx, r.done(g, m, back)...))
 	}
 	return r.committed(g)
+}
+
+// done returns the records of a member whose positions are to be stored, and
+// stores them.
+func (r *streamRunner) done(g *groupSpec, m *memberSpec, back int) (rs []*broker.Record) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for id, h := range m.holds {
+		if rec := g.commit(id, h, back); rec != nil {
+			rs = append(rs, rec)
+		}
+	}
+	return rs
 }
 
 // committed writes what is stored for a group.
@@ -364,7 +369,7 @@ func (r *streamRunner) settle(ctx context.Context, g *groupSpec) {
 		return all == streamPartitions && least >= streamPartitions/len(g.members)
 	}, func() {
 		for _, m := range g.members {
-			r.receive(ctx, g, m, 100, shortWait)
+			r.receive(ctx, g, m, 100)
 		}
 	}, func() string { return fmt.Sprintf("the members have %v partitions", shares()) })
 	r.drain(ctx, g, 100)
@@ -479,13 +484,7 @@ func (r *streamRunner) transaction(ctx context.Context, g *groupSpec, s *streamS
 	}
 	if s.offsets {
 		for _, m := range g.members {
-			var rs []*broker.Record
-			for id, h := range m.holds {
-				if rec := g.commit(id, h, 1); rec != nil {
-					rs = append(rs, rec)
-				}
-			}
-			r.must(tx.CommitOffsets(ctx, m.c, rs...))
+			r.must(tx.CommitOffsets(ctx, m.c, r.done(g, m, 1)...))
 		}
 	}
 	r.where += ", open"
@@ -538,7 +537,6 @@ func (r *streamRunner) end(ctx context.Context) {
 		}
 		lags, err := r.s.Lag(ctx, g.name)
 		r.must(err)
-		slices.SortFunc(lags, byPartition)
 		for _, lag := range lags {
 			log, from := r.logs[lag.Partition], g.stored[lag.Partition]
 			least, most := int64(log.left(from, false)), int64(len(log.records)-from)
