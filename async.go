@@ -36,25 +36,23 @@ type AsyncAppending interface {
 // batch at a time and in order, or natively where p is [AsyncPublishing].
 // Close it when done with it; it does not close p.
 type AsyncPublisher struct {
-	name   string // of p, where it has one
+	fail   func(error) error
 	core   asyncCore[Message]
 	native AsyncPublishing
 	calls  nativeAsync // for native
 }
 
-// NewAsyncPublisher returns an AsyncPublisher over p.
+// NewAsyncPublisher returns an AsyncPublisher over p. Its errors carry what
+// p's methods Name and Adapter return, where p has them.
 func NewAsyncPublisher(p Publisher, opts *AsyncOptions) *AsyncPublisher {
 	o := opts.withDefaults()
-	a := &AsyncPublisher{}
-	if n, ok := p.(interface{ Name() string }); ok {
-		a.name = n.Name()
-	}
+	a := &AsyncPublisher{fail: publishErrors(p)}
 	if n, ok := As[AsyncPublishing](p); ok {
 		a.native = n
 		a.calls.init(o)
 		return a
 	}
-	a.core.init(a.name, o, p.PublishBatch, func(m Message) string { return m.GroupID },
+	a.core.init(a.fail, o, p.PublishBatch, func(m Message) string { return m.GroupID },
 		func(m Message) int { return m.Size() }, func(m Message) Receipt { return Receipt{ID: m.ID} })
 	return a
 }
@@ -89,13 +87,13 @@ func (a *AsyncPublisher) Publish(ctx context.Context, m Message, done func(Recei
 	}
 	if a.native == nil {
 		if err := a.core.batcher.Go(ctx, m, done); err != nil {
-			done(Receipt{ID: m.ID}, &Error{Op: "publish", Name: a.name, Err: err})
+			done(Receipt{ID: m.ID}, a.fail(err))
 		}
 		return
 	}
 	answer, err := a.calls.enter(ctx, m.Size(), done)
 	if err != nil {
-		done(Receipt{ID: m.ID}, &Error{Op: "publish", Name: a.name, Err: err})
+		done(Receipt{ID: m.ID}, a.fail(err))
 		return
 	}
 	a.native.AsyncPublish(context.WithoutCancel(ctx), m, answer.Give)
@@ -126,22 +124,23 @@ func (a *AsyncPublisher) Close(ctx context.Context) error {
 // with order kept for each key, or for each partition of pinned records. It
 // works natively where s is [AsyncAppending].
 type AsyncAppender struct {
-	name   string // of s
+	fail   func(error) error
 	core   asyncCore[Record]
 	native AsyncAppending
 	calls  nativeAsync // for native
 }
 
-// NewAsyncAppender returns an AsyncAppender over s.
+// NewAsyncAppender returns an AsyncAppender over s, with errors as those of
+// [NewAsyncPublisher].
 func NewAsyncAppender(s Stream, opts *AsyncOptions) *AsyncAppender {
 	o := opts.withDefaults()
-	a := &AsyncAppender{name: s.Name()}
+	a := &AsyncAppender{fail: publishErrors(s)}
 	if n, ok := As[AsyncAppending](s); ok {
 		a.native = n
 		a.calls.init(o)
 		return a
 	}
-	a.core.init(a.name, o, s.PublishBatch, recordLane,
+	a.core.init(a.fail, o, s.PublishBatch, recordLane,
 		func(r Record) int { return r.Size() }, func(Record) Receipt { return Receipt{} })
 	return a
 }
@@ -161,23 +160,23 @@ func recordLane(r Record) string {
 // not valid never gets into the queue, and a failure may be reported ahead of
 // records before it that are still on their way.
 func (a *AsyncAppender) Publish(ctx context.Context, r Record, done func(Receipt, error)) {
-	if err := a.publish(ctx, r, done); err != nil && done != nil {
+	if err := a.publish(ctx, &r, done); err != nil && done != nil {
 		if _, ok := err.(*Error); !ok { //nolint:errorlint // whether it is one, not whether it wraps one
-			err = &Error{Op: "publish", Name: a.name, Err: err}
+			err = a.fail(err)
 		}
 		done(Receipt{}, err)
 	}
 }
 
-func (a *AsyncAppender) publish(ctx context.Context, r Record, done func(Receipt, error)) error {
+func (a *AsyncAppender) publish(ctx context.Context, r *Record, done func(Receipt, error)) error {
 	if a.native == nil {
-		return a.core.batcher.Go(ctx, r, done)
+		return a.core.batcher.Go(ctx, *r, done)
 	}
 	answer, err := a.calls.enter(ctx, r.Size(), done)
 	if err != nil {
 		return err
 	}
-	if err := a.native.AsyncAppend(ctx, r, answer); err != nil {
+	if err := a.native.AsyncAppend(ctx, *r, answer); err != nil {
 		answer.run.leave()
 		return err
 	}
@@ -200,17 +199,26 @@ func (a *AsyncAppender) Close(ctx context.Context) error {
 	return a.calls.close(ctx)
 }
 
+// publishErrors returns what makes an error of publishing to a handle.
+func publishErrors(handle any) func(error) error {
+	name, adapter := "", adapterOf(handle)
+	if n, ok := handle.(interface{ Name() string }); ok {
+		name = n.Name()
+	}
+	return func(err error) error { return &Error{Op: "publish", Adapter: adapter, Name: name, Err: err} }
+}
+
 // asyncCore pipelines over a PublishBatch.
 type asyncCore[T any] struct{ batcher *Batcher[T, Receipt] }
 
-func (c *asyncCore[T]) init(name string, o AsyncOptions, publish func(context.Context, []T) ([]Receipt, error),
+func (c *asyncCore[T]) init(fail func(error) error, o AsyncOptions, publish func(context.Context, []T) ([]Receipt, error),
 	key func(T) string, size func(T) int, receipt func(T) Receipt,
 ) {
 	c.batcher = NewBatcher(BatcherOptions[T, Receipt]{
 		MaxItems: o.MaxBatch, MaxInFlight: o.MaxInFlight, MaxQueued: o.MaxQueued, MaxPending: o.MaxBytes,
 		Key: key, Size: size,
 		Unsent: func(item T, err error) Result[Receipt] {
-			return Result[Receipt]{receipt(item), &Error{Op: "publish", Name: name, Err: err}}
+			return Result[Receipt]{receipt(item), fail(err)}
 		},
 		Send: func(ctx context.Context, items []T, results []Result[Receipt]) {
 			receipts, err := publish(ctx, items)

@@ -142,28 +142,29 @@ func (p deafPublisher) PublishBatch(ctx context.Context, ms []broker.Message) ([
 	return receipts, broker.NewBatchError(errs)
 }
 
-// What Close gives up says what it was and why, as every publish does.
-// What never got into the queue is reported with the name of the queue.
+// What never got into the queue is reported with the names of the queue and of
+// the adapter.
 func TestAsyncErrorsNameWhere(t *testing.T) {
-	q, s := brokertest.NewQueue("jobs"), brokertest.NewStream("events", 1)
-	p, a := broker.NewAsyncPublisher(q, nil), broker.NewAsyncAppender(s, nil)
+	s := brokertest.NewStream("events", 1)
+	q, a := broker.NewAsyncPublisher(brokertest.NewQueue("jobs"), nil), broker.NewAsyncAppender(s, nil)
 	n := broker.NewAsyncAppender(&heldStream{Stream: s}, nil)
-	if err := errors.Join(p.Close(t.Context()), a.Close(t.Context()), n.Close(t.Context())); err != nil {
+	if err := errors.Join(q.Close(t.Context()), a.Close(t.Context()), n.Close(t.Context())); err != nil {
 		t.Fatal(err)
 	}
 	want := func(name string) func(broker.Receipt, error) {
 		return func(_ broker.Receipt, err error) {
 			e, ok := errors.AsType[*broker.Error](err)
-			if !ok || e.Op != "publish" || e.Name != name || !errors.Is(e, broker.ErrClosed) {
-				t.Errorf("%v, want publish %q: closed", err, name)
+			if !ok || e.Op != "publish" || e.Name != name || e.Adapter != "brokertest" || !errors.Is(e, broker.ErrClosed) {
+				t.Errorf("%v, want brokertest: publish %q: closed", err, name)
 			}
 		}
 	}
-	p.Publish(t.Context(), broker.Message{}, want("jobs"))
+	q.Publish(t.Context(), broker.Message{}, want("jobs"))
 	a.Publish(t.Context(), broker.Record{}, want("events"))
 	n.Publish(t.Context(), broker.Record{}, want("events"))
 }
 
+// What Close gives up says what it was and why, as every publish does.
 func TestAsyncPublisherCloseTellsWhatWasNotSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := broker.NewAsyncPublisher(deafPublisher{brokertest.NewQueue("q")}, &broker.AsyncOptions{MaxBatch: 1, MaxInFlight: 1})
@@ -181,7 +182,7 @@ func TestAsyncPublisherCloseTellsWhatWasNotSent(t *testing.T) {
 		}
 		for _, id := range []string{"1", "2"} {
 			e, ok := errors.AsType[*broker.Error](got[id])
-			if !ok || e.Op != "publish" || !errors.Is(e, broker.ErrClosed) {
+			if !ok || e.Op != "publish" || e.Adapter != "brokertest" || !errors.Is(e, broker.ErrClosed) {
 				t.Errorf("%s: %v", id, got[id])
 			}
 		}

@@ -157,6 +157,19 @@ func errorOf(err error, i, n int) error {
 	return err
 }
 
+// errGoexit is what a function of the program's has failed with that ended its
+// goroutine.
+var errGoexit = errors.New("the goroutine was ended, as by runtime.Goexit or testing.T.FailNow")
+
+// adapterOf returns the name of the adapter that a handle is of, where it has a
+// method Adapter, as what settles a [Delivery] has.
+func adapterOf(handle any) string {
+	if a, ok := As[interface{ Adapter() string }](handle); ok {
+		return a.Adapter()
+	}
+	return ""
+}
+
 // ContextError returns the cause of an ended ctx together with its error, so
 // that errors.Is finds both, or nil.
 func ContextError(ctx context.Context) error {

@@ -45,7 +45,8 @@ func (k ObservationKind) String() string {
 }
 
 // An Observation is one event in the life of a Worker or a Processor. Observe
-// functions are called from many goroutines at once and must not block.
+// functions are called from many goroutines at once and must not block; a panic
+// in one is logged and changes nothing else.
 type Observation struct {
 	Kind      ObservationKind
 	Source    string   // the queue or the stream
@@ -92,8 +93,8 @@ func since(t time.Time) time.Duration {
 	return time.Since(t)
 }
 
+// observe logs o where it is worth a line, and tells Observe.
 func (b *observer) observe(ctx context.Context, o Observation) {
-	o.Source, o.Group = b.source, b.group
 	level := slog.LevelDebug
 	switch o.Kind {
 	case ObservedHandled:
@@ -109,9 +110,40 @@ func (b *observer) observe(ctx context.Context, o Observation) {
 	if (level > slog.LevelDebug || o.Err != nil) && b.log.Enabled(ctx, level) {
 		b.log.LogAttrs(ctx, level, o.Kind.String(), o.attrs()...)
 	}
-	if b.fn != nil {
-		b.fn(ctx, o)
+	b.tell(ctx, o)
+}
+
+// tell tells Observe alone: another line says it.
+func (b *observer) tell(ctx context.Context, o Observation) {
+	if b.fn == nil {
+		return
 	}
+	o.Source, o.Group = b.source, b.group
+	if err := b.call(ctx, o); err != nil {
+		b.panicked(ctx, "Observe panicked", o.Incoming, err)
+	}
+}
+
+func (b *observer) call(ctx context.Context, o Observation) (err error) {
+	defer recovered(&err)
+	b.fn(ctx, o)
+	return nil
+}
+
+// retryAfter is p.After, or the wait without p.Delay where that panics.
+func (b *observer) retryAfter(ctx context.Context, p *RetryPolicy, in Incoming, attempt int, err error) time.Duration {
+	d, panicked := p.tryAfter(attempt, err)
+	if panicked != nil {
+		b.panicked(ctx, "Retry.Delay panicked", in, panicked)
+		return p.exponential(attempt)
+	}
+	return d
+}
+
+// panicked logs the panic of a function beside the handler.
+func (b *observer) panicked(ctx context.Context, msg string, in Incoming, err error) {
+	o := Observation{Incoming: in, Err: err}
+	b.log.LogAttrs(ctx, slog.LevelError, msg, o.attrs()...)
 }
 
 func (o *Observation) attrs() []slog.Attr {
@@ -128,7 +160,9 @@ func (o *Observation) attrs() []slog.Attr {
 	}
 	if o.Err != nil {
 		attrs = append(attrs, slog.String("error", o.Err.Error()))
-		if p, ok := o.Err.(*PanicError); ok { //nolint:errorlint // only the panic itself, not one wrapped in it
+		// Only of the panic itself, not of one wrapped in it, and once: a dead
+		// letter's was logged when it happened.
+		if p, ok := o.Err.(*PanicError); ok && o.Kind != ObservedDeadLettered { //nolint:errorlint // see above
 			attrs = append(attrs, slog.String("stack", string(p.Stack)))
 		}
 	}

@@ -13,8 +13,9 @@ import (
 
 // A RecordHandler handles one record. Its result is the verdict: nil is done,
 // [Reject] dead-letters, [RetryAfter] and [Snooze] run it again later (Snooze
-// counts no attempt), another error runs it again by the retry policy. The
-// record must not be kept or changed after it returned.
+// counts no attempt), another error runs it again by the retry policy, and so
+// does a panic, or the end of its goroutine (a test's FailNow). The record must
+// not be kept or changed after it returned.
 type RecordHandler func(ctx context.Context, r *Record) error
 
 // A DeadLetterFunc stores a record that failed for good, with what it failed
@@ -43,13 +44,15 @@ type Processor struct {
 	// OrderBy tells what orders records of a partition: those of an equal result
 	// run one at a time and in order, those with an empty one freely. nil: by
 	// the record's key, and so where it panics. It is called once for each
-	// record, one at a time, and holds up all receiving.
+	// record, one at a time, and holds up all receiving; Run ends with an error
+	// where it ends its goroutine.
 	OrderBy func(r *Record) string
 	Handler RecordHandler // this or BatchHandler
 	// BatchHandler handles up to MaxBatch records at once, those of one key in
 	// order. A *BatchError with an entry for each is a verdict for each; any
 	// other result is the verdict for all. When a record fails, those of its key
-	// behind it in the batch are handled again after it.
+	// behind it in the batch are handled again after it: the verdicts on them have
+	// no effect and count no attempt.
 	BatchHandler func(ctx context.Context, rs []*Record) error
 	MaxBatch     int           // 0: 100
 	MaxWait      time.Duration // for a batch to fill after its first record; 0: takes what is there
@@ -71,7 +74,7 @@ type Processor struct {
 	DrainTimeout time.Duration  // 0: 30 s, for handlers and the last commit. Handlers still running then are told so, and have 5 s more
 	Logger       *slog.Logger   // nil: slog.Default()
 	// Observe is told what happens. It is called from many goroutines and must
-	// not block.
+	// not block; a panic in it is logged.
 	Observe func(context.Context, Observation)
 
 	loop     loop

@@ -177,19 +177,40 @@ func (r *processorRun) runInline(in *inlineRun) (relieved bool) {
 	patience := time.AfterFunc(inlinePatience, func() { r.relieve(in) })
 	c := &r.p.counters
 	c.running.Add(1)
-	ran, res := false, taskResult{done: true}
+	var (
+		rec     *Record // the one under way
+		pt      *partition
+		began   time.Time
+		ran     bool
+		calling bool // its handler
+		through bool // nothing has ended the goroutine
+		res     = taskResult{done: true}
+	)
+	defer func() {
+		c.running.Add(-1)
+		patience.Stop()
+		if relieved = r.endInline(in, ran, through, &res); !relieved && !through {
+			r.wg.Go(r.fetcher)
+		}
+	}()
+	defer func() {
+		if calling {
+			r.handledInline(in, pt, rec, began, errGoexit, &res)
+		}
+	}()
 	for i, s := 0, 0; i < len(in.records); i = int(in.claimed.Add(1)) - 1 {
 		for in.spans[s].end <= i {
 			s++
 		}
-		rec, pt := in.records[i], in.spans[s].part
+		rec, pt = in.records[i], in.spans[s].part
 		if ran = !pt.assignment.Ended(); ran {
-			began := r.observer.now()
+			began, calling = r.observer.now(), true
 			err := r.callOne(pt.ctx, rec, 1)
+			calling = false
 			if err == nil && r.observer.fn == nil {
 				continue
 			}
-			res = r.handledInline(in, pt, rec, began, err)
+			r.handledInline(in, pt, rec, began, err, &res)
 		} else {
 			r.mu.Lock()
 			r.drop(pt, ErrFenced)
@@ -200,9 +221,17 @@ func (r *processorRun) runInline(in *inlineRun) (relieved bool) {
 			break
 		}
 	}
-	c.running.Add(-1)
-	patience.Stop()
+	through = true
+	return relieved
+}
+
+// endInline ends what runInline has begun: ran tells whether the last record's
+// handler was called, through whether nothing has ended the goroutine.
+func (r *processorRun) endInline(in *inlineRun, ran, through bool, res *taskResult) (relieved bool) {
 	r.mu.Lock()
+	if r.inline == in && !through {
+		r.takeOver()
+	}
 	in.ended = true
 	pause := false
 	if r.inline == in {
@@ -211,9 +240,9 @@ func (r *processorRun) runInline(in *inlineRun) (relieved bool) {
 		pause = r.pauseFull(in.at)
 	} else if in.running != nil {
 		if ran {
-			c.handled.Add(1)
+			r.p.counters.handled.Add(1)
 		}
-		r.conclude(in.running, &res)
+		r.conclude(in.running, res)
 		r.busy--
 		r.signal()
 		r.tellEmpty()
@@ -249,16 +278,17 @@ func (r *processorRun) wasSlow() {
 // handledInline is handled for a record that is no task yet. When it is not
 // simply done lanes take over first, so that what follows, a dead letter say,
 // holds up nothing.
-func (r *processorRun) handledInline(in *inlineRun, pt *partition, rec *Record, began time.Time, err error) taskResult {
+func (r *processorRun) handledInline(in *inlineRun, pt *partition, rec *Record, began time.Time, err error, res *taskResult) {
 	if err == nil {
-		return r.handled(pt.ctx, &task{r: rec, part: pt}, began, nil)
+		r.handled(pt.ctx, &task{r: rec, part: pt}, began, nil, res)
+		return
 	}
 	r.mu.Lock()
 	if r.inline == in {
 		r.takeOver()
 	}
 	r.mu.Unlock()
-	return r.handled(pt.ctx, in.running, began, err)
+	r.handled(pt.ctx, in.running, began, err, res)
 }
 
 // takeOver puts what is handled inline into the windows: those behind the one

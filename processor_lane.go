@@ -11,7 +11,14 @@ import (
 func (r *processorRun) lane() {
 	tasks := make([]*task, 0, max(1, r.maxBatch))
 	results := make([]taskResult, max(1, r.maxBatch))
+	through := false
 	r.mu.Lock()
+	defer func() {
+		r.mu.Unlock()
+		if !through { // a handler has ended the goroutine; another goes on
+			r.wg.Go(r.lane)
+		}
+	}()
 	for {
 		var t *task
 		if r.busy < r.lanes {
@@ -19,7 +26,7 @@ func (r *processorRun) lane() {
 		}
 		if t == nil {
 			if r.closing {
-				r.mu.Unlock()
+				through = true
 				return
 			}
 			r.waiting++
@@ -32,19 +39,29 @@ func (r *processorRun) lane() {
 		if r.maxBatch > 0 {
 			tasks = r.collect(tasks)
 		}
-		r.mu.Unlock()
-		if r.maxBatch > 0 {
-			r.handleBatch(tasks, results)
-		} else {
-			results[0] = r.handleOne(t)
-		}
+		r.handle(tasks, results)
+		clear(tasks)
+	}
+}
+
+// handle handles tasks and concludes them, also where a handler ends the
+// goroutine: what is not decided on by then comes again. r.mu is held, but not
+// while it handles.
+func (r *processorRun) handle(tasks []*task, results []taskResult) {
+	clear(results)
+	r.mu.Unlock()
+	defer func() {
 		r.mu.Lock()
 		for i, t := range tasks {
 			r.conclude(t, &results[i])
 		}
 		r.busy--
 		r.tellEmpty()
-		clear(tasks)
+	}()
+	if r.maxBatch > 0 {
+		r.handleBatch(tasks, results)
+	} else {
+		r.handleOne(tasks[0], &results[0])
 	}
 }
 
@@ -129,18 +146,21 @@ func (r *processorRun) conclude(t *task, res *taskResult) {
 }
 
 // handleOne runs the handler, or dead-letters what was rejected before.
-func (r *processorRun) handleOne(t *task) taskResult {
+func (r *processorRun) handleOne(t *task, res *taskResult) {
 	ctx := t.part.ctx
 	if t.cause != nil {
-		return r.deadLetter(ctx, t)
+		r.deadLetter(ctx, t, res)
+		return
 	}
 	c := &r.p.counters
 	c.running.Add(1)
-	began := r.observer.now()
-	err := r.callOne(ctx, t.r, t.attempt+1)
-	c.running.Add(-1)
-	c.handled.Add(1)
-	return r.handled(ctx, t, began, err)
+	began, err := r.observer.now(), errGoexit
+	defer func() {
+		c.running.Add(-1)
+		c.handled.Add(1)
+		r.handled(ctx, t, began, err, res)
+	}()
+	err = r.callOne(ctx, t.r, t.attempt+1)
 }
 
 func (r *processorRun) callOne(ctx context.Context, rec *Record, attempt int) (err error) {
@@ -165,23 +185,52 @@ func (r *processorRun) handleBatch(tasks []*task, results []taskResult) {
 			ctx = r.base //nolint:fatcontext // another context, not one inside the other
 		}
 	}
-	var err error
-	began := r.observer.now()
-	if len(todo) > 0 {
-		c := &r.p.counters
-		c.running.Add(1)
-		err = r.callBatch(ctx, todo)
+	if len(todo) == 0 {
+		r.handledBatch(ctx, tasks, results, 0, time.Time{}, nil)
+		return
+	}
+	c := &r.p.counters
+	c.running.Add(1)
+	began, err := r.observer.now(), errGoexit
+	defer func() {
 		c.running.Add(-1)
 		c.handled.Add(int64(len(todo)))
-	}
+		r.handledBatch(ctx, tasks, results, len(todo), began, err)
+	}()
+	err = r.callBatch(ctx, todo)
+}
+
+// A line is what is handled in order: a key, or a result of OrderBy, of a partition.
+type line struct {
+	part *partition
+	hash uint64
+}
+
+// handledBatch is handled for a batch, n of which the handler was given, and
+// dead-letters the rest. What it says of one behind another of its line that is
+// not done has no effect: that one comes again, after the other.
+func (r *processorRun) handledBatch(ctx context.Context, tasks []*task, results []taskResult, n int, began time.Time, err error) {
+	var open map[line]bool
 	k := 0
 	for i, t := range tasks {
-		if t.cause != nil {
-			results[i] = r.deadLetter(ctx, t)
-			continue
+		res, l := &results[i], line{t.part, t.hash}
+		behind := t.keyed && open[l]
+		switch {
+		case t.cause != nil: // which is the first of its line
+			r.deadLetter(ctx, t, res)
+		case behind:
+			r.tell(ctx, t, began, errorOf(err, k, n), false)
+			k++
+		default:
+			r.handled(ctx, t, began, errorOf(err, k, n), res)
+			k++
 		}
-		results[i] = r.handled(ctx, t, began, errorOf(err, k, len(todo)))
-		k++
+		if t.keyed && !behind && !res.done {
+			if open == nil {
+				open = map[line]bool{}
+			}
+			open[l] = true
+		}
 	}
 }
 
@@ -208,63 +257,86 @@ func (r *processorRun) callBatch(ctx context.Context, tasks []*task) (err error)
 	})
 }
 
-// handled tells of a handler's result and decides what follows.
-func (r *processorRun) handled(ctx context.Context, t *task, began time.Time, err error) taskResult {
-	c := &r.p.counters
+// handled tells of a handler's result and carries out what follows.
+func (r *processorRun) handled(ctx context.Context, t *task, began time.Time, err error, res *taskResult) {
+	var final bool
+	*res, final = r.decide(ctx, t, err)
+	r.tell(ctx, t, began, err, final && r.p.DeadLetter != nil)
+	if final {
+		t.cause, t.attempt = err, 0
+		r.deadLetter(ctx, t, res)
+	}
+}
+
+// tell tells of a handler's result. logged: another line says it.
+func (r *processorRun) tell(ctx context.Context, t *task, began time.Time, err error, logged bool) {
+	if err == nil && r.observer.fn == nil {
+		return
+	}
 	if err != nil {
+		c := &r.p.counters
 		c.handlerErrors.Add(1)
 		if p, ok := errors.AsType[*PanicError](err); ok {
 			c.panics.Add(1)
 			r.observer.observe(ctx, Observation{Kind: ObservedPanic, Incoming: t.r, Count: 1, Err: p})
+			logged = true
 		}
 	}
-	if err != nil || r.observer.fn != nil {
-		r.observer.observe(ctx, Observation{
-			Kind: ObservedHandled, Incoming: t.r, Partition: t.part.id, Count: 1, Duration: since(began), Err: err,
-		})
+	o := Observation{
+		Kind: ObservedHandled, Incoming: t.r, Partition: t.part.id, Count: 1, Duration: since(began), Err: err,
 	}
-	return r.decide(ctx, t, err)
+	if logged {
+		r.observer.tell(ctx, o)
+	} else {
+		r.observer.observe(ctx, o)
+	}
 }
 
 // decide turns a handler's error into what to do with its task, which the lane
-// owns.
-func (r *processorRun) decide(ctx context.Context, t *task, err error) taskResult {
+// owns. final: dead-letter it.
+func (r *processorRun) decide(ctx context.Context, t *task, err error) (res taskResult, final bool) {
 	if err == nil {
-		return taskResult{done: true}
+		return taskResult{done: true}, false
 	}
 	v, ok := VerdictOf(err)
 	rejected := ok && v.Kind == VerdictReject
 	if ctx.Err() != nil && !rejected { // cut off by the shutdown or the loss of the partition
-		return taskResult{left: true}
+		return taskResult{left: true}, false
 	}
 	if !v.Snooze {
 		t.attempt++
 	}
 	switch {
 	case rejected, !ok && r.p.Retry.MaxAttempts > 0 && t.attempt >= r.p.Retry.MaxAttempts:
-		t.cause = err
-		t.attempt = 0
-		return r.deadLetter(ctx, t)
-	case ok:
-		r.p.counters.retried.Add(1)
-		return taskResult{delay: v.Delay}
+		return taskResult{}, true
+	case !ok:
+		v.Delay = r.observer.retryAfter(ctx, &r.p.Retry, t.r, t.attempt, err)
 	}
 	r.p.counters.retried.Add(1)
-	return taskResult{delay: r.p.Retry.After(t.attempt, err)}
+	return taskResult{delay: v.Delay}, false
 }
 
 // deadLetter stores a rejected record; until it has, the record is not done.
-func (r *processorRun) deadLetter(ctx context.Context, t *task) taskResult {
+func (r *processorRun) deadLetter(ctx context.Context, t *task, res *taskResult) {
 	if r.p.DeadLetter == nil {
-		return taskResult{fail: &Error{
+		*res = taskResult{fail: &Error{
 			Op: "handle", Name: t.r.Info().ID, Err: t.cause,
 		}}
+		return
 	}
-	call := func() (err error) {
-		defer recovered(&err)
-		return r.p.DeadLetter(ctx, t.r, t.cause)
-	}
-	if err := call(); err != nil {
+	err := errGoexit
+	defer func() { *res = r.deadLettered(ctx, t, err) }()
+	err = r.callDeadLetter(ctx, t)
+}
+
+func (r *processorRun) callDeadLetter(ctx context.Context, t *task) (err error) {
+	defer recovered(&err)
+	return r.p.DeadLetter(ctx, t.r, t.cause)
+}
+
+// deadLettered tells of a DeadLetterFunc's result and decides what follows.
+func (r *processorRun) deadLettered(ctx context.Context, t *task, err error) taskResult {
+	if err != nil {
 		r.observer.observe(ctx, Observation{
 			Kind: ObservedDeadLetterError, Incoming: t.r, Partition: t.part.id, Count: 1, Err: err,
 		})

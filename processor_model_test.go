@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -24,6 +25,7 @@ const (
 	slower
 	fails
 	panics
+	exits
 	rejects
 	snoozes
 	behaviours
@@ -160,6 +162,10 @@ func (m *processorModel) handle(_ context.Context, r *broker.Record) (err error)
 	case b == panics && try < 2:
 		err = errBoom
 		panic("boom")
+	case b == exits && try < 2:
+		err = errBoom
+		spend(time.Duration(i%3) * time.Millisecond)
+		runtime.Goexit()
 	case b == snoozes && try < 2:
 		return broker.Snooze(5 * time.Millisecond)
 	}

@@ -3,6 +3,7 @@ package broker
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"hash/maphash"
 	"sync"
 	"time"
@@ -211,8 +212,12 @@ func (r *processorRun) orderOf(rec *Record) (hash uint64, keyed bool) {
 func (r *processorRun) orderBy(rec *Record) (by string) {
 	done := false
 	defer func() {
-		if !done && recover() != nil {
+		switch {
+		case done:
+		case recover() != nil:
 			by = string(rec.Key)
+		default: // it has ended the goroutine, without which nothing is received
+			r.fetched <- fmt.Errorf("OrderBy: %w", errGoexit)
 		}
 	}()
 	by = r.p.OrderBy(rec)

@@ -81,7 +81,7 @@ func (q *Requester) fail(err error) error {
 	if q.Target != nil {
 		name = q.Target.Name()
 	}
-	return &Error{Op: "request", Name: name, Temporary: IsTemporary(err), Err: err}
+	return &Error{Op: "request", Adapter: adapterOf(q.Target), Name: name, Temporary: IsTemporary(err), Err: err}
 }
 
 // open returns the session, a new one if need be: one caller opens it, with

@@ -84,7 +84,8 @@ func TestRequester(t *testing.T) {
 func TestRequesterWithout(t *testing.T) {
 	q := brokertest.NewQueue("q")
 	r := &broker.Requester{Broker: noAdmin{openMemory(t)}, Target: q}
-	if _, err := r.Do(t.Context(), broker.Message{}); !errors.Is(err, broker.ErrUnsupported) {
+	_, err := r.Do(t.Context(), broker.Message{})
+	if e, ok := errors.AsType[*broker.Error](err); !ok || e.Adapter != "brokertest" || e.Name != "q" || !errors.Is(err, broker.ErrUnsupported) {
 		t.Error(err)
 	}
 	if err := (&broker.Requester{}).Close(); err != nil {

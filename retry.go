@@ -17,7 +17,8 @@ type RetryPolicy struct {
 	Min         time.Duration // after the first attempt; 0: 1 s
 	Max         time.Duration // 0: 5 min, or Min if that is longer
 	// Delay replaces the exponential wait; attempt counts from 1. A negative
-	// result counts as 0.
+	// result counts as 0. Where it panics in a loop, that is logged and the wait
+	// is the exponential one.
 	Delay func(attempt int, err error) time.Duration
 }
 
@@ -44,6 +45,16 @@ func (p *RetryPolicy) After(attempt int, err error) time.Duration {
 	if p.Delay != nil {
 		return min(max(p.Delay(attempt, err), 0), MaxDuration)
 	}
+	return p.exponential(attempt)
+}
+
+// tryAfter is After that turns a panic of Delay into an error.
+func (p *RetryPolicy) tryAfter(attempt int, err error) (d time.Duration, panicked error) {
+	defer recovered(&panicked)
+	return p.After(attempt, err), nil
+}
+
+func (p *RetryPolicy) exponential(attempt int) time.Duration {
 	d, top := p.Min, p.Max
 	if d == 0 {
 		d = defaultRetryMin

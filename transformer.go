@@ -25,8 +25,8 @@ type Transformer struct {
 	ID     string // transactional id: one for each instance; a later holder fences the earlier
 	// Handler is given up to MaxBatch records, those of a partition in order,
 	// and emits what follows from them, from any goroutine until it returns. An
-	// error rolls the transaction back and the same records come again by Retry;
-	// Reject(err) ends Run with err.
+	// error, a panic or the end of its goroutine rolls the transaction back and
+	// the same records come again by Retry; Reject(err) ends Run with err.
 	Handler  func(ctx context.Context, in []*Record, emit func(to Stream, rs ...Record) error) error
 	MaxBatch int      // 0: 500
 	Start    Position // where the group has no offset yet; zero: Earliest
@@ -213,7 +213,7 @@ func (r *transformerRun) run(ctx, work context.Context) error {
 		}
 		attempt++
 		r.t.loop.setProblem(err)
-		if !sleep(ctx, r.wait(attempt, err)) {
+		if !sleep(ctx, r.wait(ctx, attempt, err)) {
 			return nil
 		}
 	}
@@ -234,7 +234,7 @@ func (r *transformerRun) again(err error) bool {
 	return errors.Is(err, ErrTxAborted) || errors.Is(err, ErrUnknownOutcome) || IsTemporary(err)
 }
 
-func (r *transformerRun) wait(attempt int, err error) time.Duration {
+func (r *transformerRun) wait(ctx context.Context, attempt int, err error) time.Duration {
 	h, ok := errors.AsType[*handlerError](err)
 	if !ok {
 		return connectionRetry.After(attempt, err)
@@ -242,7 +242,7 @@ func (r *transformerRun) wait(attempt int, err error) time.Duration {
 	if v, ok := VerdictOf(h.err); ok {
 		return v.Delay
 	}
-	return r.t.Retry.After(attempt, h.err)
+	return r.observer.retryAfter(ctx, &r.t.Retry, nil, attempt, h.err)
 }
 
 // step receives one batch and carries it through a transaction. Records that
@@ -453,9 +453,16 @@ func (r *transformerRun) rollback(ctx context.Context, tx Tx, cause error) error
 	return UnknownOutcome(errors.Join(cause, err, r.release()))
 }
 
-func (r *transformerRun) call(ctx context.Context, rs []*Record, emit func(Stream, ...Record) error) (err error) {
-	defer recovered(&err)
-	return r.t.Handler(ctx, rs, emit)
+// call runs the handler in a goroutine that is its own to end.
+func (r *transformerRun) call(ctx context.Context, rs []*Record, emit func(Stream, ...Record) error) error {
+	done := make(chan error, 1)
+	go func() {
+		err := errGoexit
+		defer func() { done <- err }()
+		defer recovered(&err)
+		err = r.t.Handler(ctx, rs, emit)
+	}()
+	return <-done
 }
 
 // lastOfEach returns the last record of each partition.

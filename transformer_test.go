@@ -2,7 +2,6 @@ package broker_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"runtime"
 	"strings"
@@ -80,25 +79,48 @@ func TestTransformerEmitsFromManyGoroutines(t *testing.T) {
 	})
 }
 
-// A handler that ends its goroutine ends Run, with an error.
+// A handler that ends its goroutine has failed: what it emitted is rolled back,
+// and its records come again.
 func TestTransformerWhoseHandlerEndsItsGoroutine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := openMemory(t)
-		in := declareStream(t, b, "in", 1)
+		in, out := declareStream(t, b, "in", 1), declareStream(t, b, "out", 1)
 		if _, err := in.Publish(t.Context(), broker.Record{}); err != nil {
 			t.Fatal(err)
 		}
+		tries := 0
 		tr := &broker.Transformer{
 			Broker: b, Source: in, Group: "g", ID: "x", Logger: quiet,
-			Handler: func(context.Context, []*broker.Record, func(broker.Stream, ...broker.Record) error) error {
-				runtime.Goexit()
-				return nil
+			Handler: func(_ context.Context, _ []*broker.Record, emit func(broker.Stream, ...broker.Record) error) error {
+				tries++
+				err := emit(out, broker.Record{Value: fmt.Append(nil, tries)})
+				if tries < 3 {
+					runtime.Goexit()
+				}
+				return err
 			},
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-		defer cancel()
-		if err := tr.Run(ctx); err == nil || ctx.Err() != nil || !strings.Contains(err.Error(), "goroutine") {
-			t.Errorf("Run: %v", errors.Join(err, ctx.Err()))
+		stop := start(t, tr)
+		synctest.Wait()
+		if err := tr.Ready(); err == nil || !strings.Contains(err.Error(), "goroutine") {
+			t.Errorf("Ready: %v", err)
+		}
+		advance(time.Minute)
+		if s := tr.Stats(); s.Committed != 1 || s.Aborted != 2 || tr.Ready() != nil {
+			t.Errorf("%+v, Ready: %v", s, tr.Ready())
+		}
+		var got []string
+		for r, err := range out.Read(t.Context(), broker.Range{ReadCommitted: true}) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, string(r.Value))
+		}
+		if len(got) != 1 || got[0] != "3" {
+			t.Errorf("came out: %q", got)
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
 		}
 	})
 }

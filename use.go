@@ -141,6 +141,9 @@ func newHookedQueue(q Queue, hooks []PublishHook) *hookedQueue {
 	return &hookedQueue{q, hookedPublisher{q.Name(), q, hooks}}
 }
 
+// Adapter returns that of the queue.
+func (q *hookedQueue) Adapter() string { return adapterOf(q.Queue) }
+
 func (q *hookedQueue) Publish(ctx context.Context, m Message) (Receipt, error) {
 	return q.hookedPublisher.Publish(ctx, m)
 }
@@ -153,6 +156,9 @@ type hookedStream struct {
 	Stream
 	hooks []PublishHook
 }
+
+// Adapter returns that of the stream.
+func (s *hookedStream) Adapter() string { return adapterOf(s.Stream) }
 
 func (s *hookedStream) Publish(ctx context.Context, r Record) (Receipt, error) {
 	done, err := runHooks(ctx, s.Name(), s.hooks, &outgoing{r: &r})

@@ -408,3 +408,24 @@ func waitUntil(t testing.TB, cond func() bool) {
 		}
 	}
 }
+
+// Errors made over a handle with hooks carry its adapter.
+func TestUseKeepsTheAdapter(t *testing.T) {
+	hooked := broker.Use(openMemory(t), upper(new([]string)))
+	q, err := broker.DeclareQueue(t.Context(), hooked, "q", broker.QueueConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := declareStream(t, hooked, "s", 1)
+	p, a := broker.NewAsyncPublisher(q, nil), broker.NewAsyncAppender(s, nil)
+	if err := errors.Join(p.Close(t.Context()), a.Close(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	want := func(_ broker.Receipt, err error) {
+		if e, ok := errors.AsType[*broker.Error](err); !ok || e.Adapter != "memory" {
+			t.Errorf("%v, want one of memory", err)
+		}
+	}
+	p.Publish(t.Context(), broker.Message{}, want)
+	a.Publish(t.Context(), broker.Record{}, want)
+}

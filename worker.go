@@ -15,8 +15,9 @@ import (
 
 // A Handler handles one delivery. Its result is the verdict: nil acks,
 // [Reject] dead-letters, [RetryAfter] and [Snooze] redeliver, another error
-// redelivers by the retry policy. A handler that settled its delivery itself
-// has decided.
+// redelivers by the retry policy, and so does a panic, or the end of its
+// goroutine (a test's FailNow). A handler that settled its delivery itself has
+// decided.
 type Handler func(ctx context.Context, d *Delivery) error
 
 // A Worker runs Handler over a Queue as http.Server runs one over a listener.
@@ -52,7 +53,7 @@ type Worker struct {
 	DrainTimeout time.Duration
 	Logger       *slog.Logger // nil: slog.Default()
 	// Observe is told what happens, also lease losses and settle errors. It is
-	// called from many goroutines and must not block.
+	// called from many goroutines and must not block; a panic in it is logged.
 	Observe func(context.Context, Observation)
 
 	loop     loop

@@ -23,9 +23,6 @@ func (r *workerRun) lane() {
 	through = true
 }
 
-// errGoexit is what a handler has failed with that ended its goroutine.
-var errGoexit = errors.New("the handler ended its goroutine, as runtime.Goexit and testing.T.FailNow do")
-
 // handBack returns at once what was received and not begun before the drain
 // was over, for others.
 func (r *workerRun) handBack(jobs []*job) {
@@ -74,13 +71,14 @@ func (r *workerRun) handled(ctx context.Context, jobs []*job, took time.Duration
 		if verdictErr != nil {
 			c.handlerErrors.Add(1)
 		}
+		handled := Observation{Kind: ObservedHandled, Incoming: j.d, Count: 1, Duration: took, Err: verdictErr}
 		if p, ok := errors.AsType[*PanicError](verdictErr); ok {
 			c.panics.Add(1)
 			r.observer.observe(ctx, Observation{Kind: ObservedPanic, Incoming: j.d, Count: 1, Err: p})
+			r.observer.tell(ctx, handled) // the log has it
+		} else {
+			r.observer.observe(ctx, handled)
 		}
-		r.observer.observe(ctx, Observation{
-			Kind: ObservedHandled, Incoming: j.d, Count: 1, Duration: took, Err: verdictErr,
-		})
 		r.decide(ctx, j, verdictErr, &waited)
 	}
 }
@@ -126,7 +124,7 @@ func (r *workerRun) decide(ctx context.Context, j *job, err error, waited *time.
 	case !ok && r.lastAttempt > 0 && j.d.Attempt >= r.lastAttempt:
 		v = Verdict{Kind: VerdictReject, Reason: err.Error()}
 	case !ok:
-		v = Verdict{Kind: VerdictNack, Delay: r.w.Retry.After(j.d.Attempt, err)}
+		v = Verdict{Kind: VerdictNack, Delay: r.observer.retryAfter(ctx, &r.w.Retry, j.d, j.d.Attempt, err)}
 	}
 	r.settler.put(j, r.possible(ctx, j, v, err, waited))
 }
@@ -135,7 +133,7 @@ func (r *workerRun) decide(ctx context.Context, j *job, err error, waited *time.
 func (r *workerRun) possible(ctx context.Context, j *job, v Verdict, err error, waited *time.Duration) Verdict {
 	asked := v
 	if v.Kind == VerdictReject && !r.caps.Reject {
-		v = Verdict{Kind: VerdictNack, Delay: r.w.Retry.After(j.d.Attempt, err)}
+		v = Verdict{Kind: VerdictNack, Delay: r.observer.retryAfter(ctx, &r.w.Retry, j.d, j.d.Attempt, err)}
 	}
 	if v.Kind == VerdictNack {
 		if v.Snooze && !r.caps.Snooze {

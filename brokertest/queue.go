@@ -61,6 +61,9 @@ func NewQueue(name string, ms ...broker.Message) *Queue {
 // Name implements [broker.Queue].
 func (q *Queue) Name() string { return q.name }
 
+// Adapter returns the name that errors carry.
+func (q *Queue) Adapter() string { return adapter }
+
 // Capabilities implements [broker.Queue].
 func (q *Queue) Capabilities() broker.QueueCapabilities { return q.Caps }
 

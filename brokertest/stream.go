@@ -53,6 +53,9 @@ func NewStream(name string, partitions int) *Stream {
 // Name implements [broker.Stream].
 func (s *Stream) Name() string { return s.name }
 
+// Adapter returns the name that errors carry.
+func (s *Stream) Adapter() string { return adapter }
+
 // Capabilities implements [broker.Stream].
 func (s *Stream) Capabilities() broker.StreamCapabilities { return s.Caps }
 

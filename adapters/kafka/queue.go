@@ -155,6 +155,9 @@ func (q *Queue) capabilities(renew bool, maxAttempts int) broker.QueueCapabiliti
 // Name returns the queue's name, which is its topic's.
 func (q *Queue) Name() string { return q.name }
 
+// Adapter returns the name that errors carry.
+func (q *Queue) Adapter() string { return adapter }
+
 // Capabilities returns what the queue honours, as of the time it was opened.
 func (q *Queue) Capabilities() broker.QueueCapabilities { return q.caps }
 

@@ -42,6 +42,9 @@ type Queue struct {
 // Name returns the queue's name.
 func (h *Queue) Name() string { return h.q.name }
 
+// Adapter returns the name that errors carry.
+func (h *Queue) Adapter() string { return adapter }
+
 // Capabilities returns what this handle honours.
 func (h *Queue) Capabilities() broker.QueueCapabilities { return h.caps }
 

@@ -63,6 +63,9 @@ type Stream struct {
 // Name returns the stream's name.
 func (h *Stream) Name() string { return h.s.name }
 
+// Adapter returns the name that errors carry.
+func (h *Stream) Adapter() string { return adapter }
+
 // Identity does what [broker.Identifier] promises.
 func (h *Stream) Identity(context.Context) (string, error) { return h.s.identity, nil }
 

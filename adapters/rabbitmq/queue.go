@@ -58,6 +58,9 @@ func (b *Broker) capabilities(info queueInfo) broker.QueueCapabilities {
 // Name implements [broker.Queue].
 func (q *Queue) Name() string { return q.info.name }
 
+// Adapter returns the name that errors carry.
+func (q *Queue) Adapter() string { return adapterName }
+
 // Capabilities implements [broker.Queue].
 func (q *Queue) Capabilities() broker.QueueCapabilities { return q.caps }
 

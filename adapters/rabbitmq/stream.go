@@ -124,6 +124,9 @@ func partitionIndex(name string) int {
 // Name implements [broker.Stream].
 func (s *Stream) Name() string { return s.name }
 
+// Adapter returns the name that errors carry.
+func (s *Stream) Adapter() string { return adapterName }
+
 // Capabilities implements [broker.Stream].
 func (s *Stream) Capabilities() broker.StreamCapabilities { return s.caps }
 

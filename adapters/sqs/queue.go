@@ -142,6 +142,9 @@ func largest(limit int, o *Options) int {
 // Name returns the queue's name.
 func (q *Queue) Name() string { return q.t.name }
 
+// Adapter returns the name that errors carry.
+func (q *Queue) Adapter() string { return adapterName }
+
 // Capabilities returns what this queue honours.
 func (q *Queue) Capabilities() broker.QueueCapabilities { return q.caps }
 
