@@ -310,7 +310,7 @@ func (b *Broker) redriveOne(q *queue, to string) (bool, error) {
 		return false, nil
 	}
 	h := &Consumer{h: &Queue{b: b, q: q}, q: q}
-	q.hold(e, h, t, &broker.Delivery{}, nil)
+	q.hold(e, h, t, &broker.Delivery{})
 	q.unlock()
 
 	err := b.put(e, to)

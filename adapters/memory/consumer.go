@@ -61,23 +61,29 @@ func (c *Consumer) receive(ctx context.Context, max int) ([]*broker.Delivery, er
 				f.refresh()
 			}
 		}
+		var t int64
+		if c.lease > 0 {
+			t = now()
+		}
 		q.mu.Lock()
 		if q.fresh.n < max && q.in.some.Load() {
 			q.absorb(true)
 		}
-		var t int64
-		if c.lease > 0 || q.events.top() != nil {
-			t = now()
+		if q.timed() {
+			if t == 0 {
+				t = now()
+			}
 			q.advance(t)
 		}
-		ds, err := c.take(max, t)
+		var one [1]*entry
+		ds, es, err := c.take(max, t, one[:0])
 		if ds != nil || err != nil {
 			if w != nil {
 				c.spare = w
 			}
 			q.arm(t)
 			q.unlock()
-			copyLarge(ds)
+			fillAll(ds, es)
 			return ds, err
 		}
 		if w == nil {
@@ -118,14 +124,15 @@ func (c *Consumer) ended() error {
 	return c.err
 }
 
-// take returns up to max deliveries. q.mu is held.
-func (c *Consumer) take(max int, now int64) ([]*broker.Delivery, error) {
+// take returns up to max deliveries, and in es the entries to fill them from.
+// q.mu is held.
+func (c *Consumer) take(max int, now int64, es []*entry) ([]*broker.Delivery, []*entry, error) {
 	q := c.q
 	switch {
 	case c.err != nil:
-		return nil, c.err
+		return nil, nil, c.err
 	case q.deleted.Load():
-		return nil, broker.ErrNotFound
+		return nil, nil, broker.ErrNotFound
 	}
 	var ds []*broker.Delivery
 	for len(ds) < max {
@@ -137,14 +144,15 @@ func (c *Consumer) take(max int, now int64) ([]*broker.Delivery, error) {
 		if ds == nil {
 			ds = s.ds[:0]
 			if n := min(int64(max), q.count[ready]); n > 1 {
-				ds = make([]*broker.Delivery, 0, n)
+				ds, es = make([]*broker.Delivery, 0, n), make([]*entry, 0, n)
 			}
 		}
-		q.hold(e, c, now, &s.d, &c.room)
-		ds = append(ds, &s.d)
+		q.hold(e, c, now, &s.d)
+		s.d.Body = c.room.body(len(e.msg.Body))
+		ds, es = append(ds, &s.d), append(es, e)
 		c.duplicate(e, now)
 	}
-	return ds, nil
+	return ds, es, nil
 }
 
 // duplicate stores a second copy of e where the faults say so. q.mu is held.
@@ -253,7 +261,7 @@ func (c *Consumer) apply(d *broker.Delivery, v *broker.Verdict) error {
 	switch v.Kind {
 	case broker.VerdictAck:
 		if f := q.srv.faults.Load(); f != nil && f.hit(f.DropAck) {
-			if e.when == 0 {
+			if e.due == 0 {
 				q.giveBack(e, now(), 0, false, "an acknowledgement was dropped")
 			}
 			return nil
@@ -277,6 +285,7 @@ func (c *Consumer) apply(d *broker.Delivery, v *broker.Verdict) error {
 		}
 		t := now()
 		until := t + int64(lease)
+		e.due = until
 		q.schedule(e, until)
 		d.SetLease(time.Unix(0, until))
 		q.arm(t)

@@ -3,7 +3,6 @@ package memory
 import (
 	"fmt"
 	"math/rand/v2"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -29,11 +28,12 @@ type queue struct {
 	in  intake
 	_   cacheLine
 
-	mu        sync.Mutex
+	mu        mutex
 	seq       uint64
 	fresh     entryRing // ready, without priority
 	back      entryHeap // ready: given back, or with a priority
-	events    entryHeap // whatever changes by itself at some time
+	events    entryHeap // what changes by itself at some time, but for leases until soon
+	soon      int64     // no lease that is not in events ends before; 0: there is none
 	groups    map[string]*group
 	slots     []*entry // in flight
 	free      []int32  // of slots
@@ -229,6 +229,9 @@ func (q *queue) nextOf(g *group, newHead bool) {
 
 // advance carries out what is due by now. q.mu is held.
 func (q *queue) advance(now int64) {
+	if q.soon != 0 && q.soon <= now {
+		q.scheduleLeases()
+	}
 	for e := q.events.top(); e != nil && e.when <= now; e = q.events.top() {
 		switch {
 		case e.state == inFlight:
@@ -250,6 +253,30 @@ func (q *queue) advance(now int64) {
 	}
 }
 
+// scheduleLeases puts the leases that are not there yet among the events. Most
+// deliveries are settled long before, and never get there. q.mu is held.
+func (q *queue) scheduleLeases() {
+	q.soon = 0
+	for _, e := range q.slots {
+		if e != nil && e.when == 0 && e.due != 0 {
+			q.schedule(e, e.due)
+		}
+	}
+}
+
+// timed tells whether anything changes by itself. q.mu is held.
+func (q *queue) timed() bool { return q.soon != 0 || len(q.events.items) > 0 }
+
+// nextEvent returns when to look at what changes by itself; 0: nothing does.
+// q.mu is held.
+func (q *queue) nextEvent() int64 {
+	e := q.events.top()
+	if e == nil || q.soon != 0 && q.soon < e.when {
+		return q.soon
+	}
+	return e.when
+}
+
 // cares tells whether somebody waits for what happens here. q.mu is held.
 func (q *queue) cares() bool {
 	if q.parked.Load() > 0 || q.space.n > 0 {
@@ -265,12 +292,12 @@ func (q *queue) cares() bool {
 
 // arm sets the timer to the next event if somebody waits. q.mu is held.
 func (q *queue) arm(now int64) {
-	e := q.events.top()
-	if e == nil || q.armed != 0 && q.armed <= e.when || !q.cares() {
+	when := q.nextEvent()
+	if when == 0 || q.armed != 0 && q.armed <= when || !q.cares() {
 		return
 	}
-	q.armed = e.when
-	wait := time.Duration(max(e.when-now, 0))
+	q.armed = when
+	wait := time.Duration(max(when-now, 0))
 	if q.timer == nil {
 		q.timer = time.AfterFunc(wait, q.tick)
 	} else {
@@ -333,8 +360,8 @@ func (q *queue) next() *entry {
 	return f
 }
 
-// hold gives e to c by the delivery d; nil room: without its body. q.mu is held.
-func (q *queue) hold(e *entry, c *Consumer, now int64, d *broker.Delivery, room *slab) {
+// hold gives e to c by the delivery d, to be filled. q.mu is held.
+func (q *queue) hold(e *entry, c *Consumer, now int64, d *broker.Delivery) {
 	if n := len(q.free); n > 0 {
 		e.slot = q.free[n-1]
 		q.free = q.free[:n-1]
@@ -347,14 +374,16 @@ func (q *queue) hold(e *entry, c *Consumer, now int64, d *broker.Delivery, room 
 	e.attempts++
 	e.d, e.holder, e.delivered = d, c, true
 	c.open++
-	e.attempt(d, room)
+	d.Attempt = int(e.attempts)
 	d.Bind(c, uint64(e.slot), 0)
-	var until int64
+	q.schedule(e, 0)
 	if c.lease > 0 {
-		until = now + int64(c.lease)
-		d.SetLease(time.Unix(0, until))
+		e.due = now + int64(c.lease)
+		d.SetLease(time.Unix(0, e.due))
+		if q.soon == 0 || e.due < q.soon {
+			q.soon = e.due
+		}
 	}
-	q.schedule(e, until)
 }
 
 // release takes e from its holder. q.mu is held.
@@ -362,6 +391,7 @@ func (q *queue) release(e *entry) {
 	q.slots[e.slot] = nil
 	q.free = append(q.free, e.slot)
 	q.schedule(e, 0)
+	e.due = 0
 	c := e.holder
 	if c.open--; c.open == 0 && c.idle != nil {
 		close(c.idle)
@@ -388,7 +418,7 @@ func (q *queue) finish(e *entry) {
 // recycle keeps a finished entry that nothing refers to for the next message.
 // q.mu is held.
 func (q *queue) recycle(e *entry) {
-	if len(q.spare) >= spareEntries {
+	if e.returned || len(q.spare) >= spareEntries {
 		return
 	}
 	e.reset()
@@ -418,6 +448,7 @@ func (q *queue) giveBack(e *entry, now int64, delay time.Duration, snooze bool, 
 		return
 	}
 	q.release(e)
+	e.returned = true
 	if snooze {
 		e.attempts--
 	}

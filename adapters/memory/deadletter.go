@@ -90,6 +90,7 @@ func disconnect(q *queue) {
 func (q *queue) burySoon(e *entry, reason string) {
 	p := &e.holder.h.policy
 	q.release(e)
+	e.returned = true
 	q.dead = append(q.dead, burial{e: e, to: p.dead, why: broker.DeadLetter{
 		Reason: reason, Queue: q.name, Attempts: int(e.attempts), Time: time.Now(),
 	}})

@@ -18,7 +18,7 @@ type entry struct {
 	group        *group // nil: none
 
 	at      int64  // accepted, UnixNano
-	due     int64  // not before, UnixNano; 0: now
+	due     int64  // not before, UnixNano; 0: now; while in flight: the end of the lease; 0: none
 	expires int64  // UnixNano; 0: never
 	when    int64  // of the next event, while in queue.events
 	seq     uint64 // place in the queue
@@ -32,6 +32,7 @@ type entry struct {
 	ringed    bool // in queue.fresh
 	plain     bool // msg has an ID and a body, nothing else
 	delivered bool // at least once
+	returned  bool // at least once: an attempt that was lost may still be copied from it
 }
 
 type state uint8
@@ -134,24 +135,21 @@ func newEntry(m *broker.Message, at int64) *entry {
 	return e
 }
 
-// attempt fills in d. Its body is a copy in room, or, if it is large, the
-// entry's own until copyLarge.
-func (e *entry) attempt(d *broker.Delivery, room *slab) {
+// fill copies what e holds into d, whose Body is memory for that of e or nil.
+func (e *entry) fill(d *broker.Delivery) {
+	body := d.Body
 	if e.plain {
 		d.ID = e.msg.ID
 	} else {
 		d.Message = e.msg
 		d.Headers = append(broker.Headers(nil), e.msg.Headers...)
 	}
-	switch n := len(e.msg.Body); {
-	case n == 0 || room == nil:
-		d.Body = nil
-	case n <= smallBody:
-		d.Body = room.copy(e.msg.Body)
-	default:
-		d.Body = e.msg.Body
+	if body == nil {
+		d.Body = append(body, e.msg.Body...)
+	} else {
+		copy(body, e.msg.Body)
+		d.Body = body
 	}
-	d.Attempt = int(e.attempts)
 	d.Time = time.Unix(0, e.at)
 }
 

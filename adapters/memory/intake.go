@@ -2,7 +2,6 @@ package memory
 
 import (
 	"math"
-	"sync"
 	"sync/atomic"
 
 	"github.com/queuestream/broker"
@@ -14,7 +13,7 @@ import (
 // look at more than what is next. Its lock may be taken while queue.mu is held, not the other way
 // round.
 type intake struct {
-	mu      sync.Mutex
+	mu      mutex
 	entries []*entry
 	bytes   int64    // of entries
 	credit  int64    // bytes that may come without asking the queue whether they fit

@@ -1,8 +1,6 @@
 package memory
 
 import (
-	"bytes"
-
 	"github.com/queuestream/broker"
 )
 
@@ -41,27 +39,22 @@ func (s *slab) single(e *entry) *single {
 	return &s.singles[s.used-1]
 }
 
-// copy returns a copy of a body.
-func (s *slab) copy(body []byte) []byte {
-	n := len(body)
-	if n > slabBody {
-		return bytes.Clone(body)
+// body returns memory for a body of n bytes; nil: it has to have some of its own.
+func (s *slab) body(n int) []byte {
+	if n == 0 || n > slabBody {
+		return nil
 	}
 	if n > len(s.bytes)-s.filled {
 		s.bytes, s.filled = make([]byte, slabBytes), 0
 	}
-	b := s.bytes[s.filled : s.filled+n : s.filled+n]
 	s.filled += n
-	copy(b, body)
-	return b
+	return s.bytes[s.filled-n : s.filled : s.filled]
 }
 
-// copyLarge gives each delivery a copy of its body if that is large: entries
-// do not use those again, so that no lock is needed.
-func copyLarge(ds []*broker.Delivery) {
-	for _, d := range ds {
-		if len(d.Body) > smallBody {
-			d.Body = bytes.Clone(d.Body)
-		}
+// fillAll copies what the entries hold into their deliveries. queue.mu is not
+// held: nobody changes that while it may be copied.
+func fillAll(ds []*broker.Delivery, es []*entry) {
+	for i, d := range ds {
+		es[i].fill(d)
 	}
 }
