@@ -60,6 +60,24 @@ func (a *nativeAsync) init(o AsyncOptions) {
 // enter waits for room until ctx ends. With an error done is not called;
 // otherwise the answer calls it, or leaves.
 func (a *nativeAsync) enter(ctx context.Context, size int, done func(Receipt, error)) (Answer, error) {
+	if err := ContextError(ctx); err != nil {
+		return Answer{}, err
+	}
+	a.mu.Lock()
+	if a.closed || len(a.line) > 0 || !a.room(size) {
+		a.mu.Unlock()
+		if err := a.await(ctx, size); err != nil {
+			return Answer{}, err
+		}
+	}
+	r := a.join(size)
+	a.mu.Unlock()
+	return Answer{done, r}, nil
+}
+
+// await waits until there is room, and it is this call's turn. It returns with
+// a.mu held, unless with an error.
+func (a *nativeAsync) await(ctx context.Context, size int) error {
 	var me *int
 	for passed := 0; ; passed++ {
 		err := ContextError(ctx)
@@ -79,10 +97,10 @@ func (a *nativeAsync) enter(ctx context.Context, size int, done func(Receipt, er
 		}
 		if err != nil {
 			a.mu.Unlock()
-			return Answer{}, err
+			return err
 		}
 		if enters {
-			break
+			return nil
 		}
 		if place < 0 && !room && passed >= passedOver && size > muchMore*a.bytes/a.n {
 			me = new(int)
@@ -98,6 +116,10 @@ func (a *nativeAsync) enter(ctx context.Context, size int, done func(Receipt, er
 		case <-ctx.Done():
 		}
 	}
+}
+
+// join counts a call in a run. a.mu is held.
+func (a *nativeAsync) join(size int) *nativeRun {
 	r := a.run
 	if r == nil {
 		r = a.runs.Get().(*nativeRun)
@@ -117,8 +139,7 @@ func (a *nativeAsync) enter(ctx context.Context, size int, done func(Receipt, er
 		// calls have joined it.
 		a.seal()
 	}
-	a.mu.Unlock()
-	return Answer{done, r}, nil
+	return r
 }
 
 func (a *nativeAsync) room(size int) bool {

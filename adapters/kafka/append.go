@@ -2,7 +2,6 @@ package kafka
 
 import (
 	"context"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -15,28 +14,23 @@ import (
 type appending struct {
 	item
 	answer broker.Answer
-	sheet  *sheet
 }
 
 // Value is how an appending is found where a hook has wrapped the record's context.
 func (a *appending) Value(key any) any { return a.value(key, a) }
 
-// A sheet is memory for some appendings, used again when all are answered.
+// A sheet is memory for some appendings. It is not used again: what others have
+// written since is slower to reach than new memory.
 type sheet struct {
-	items [19]appending // for 4 KiB
-	next  int           // guarded by the stream's sheetMu
-	left  atomic.Int32  // not answered, or not taken yet
-	held  atomic.Bool   // somebody may hold one of them: never again
+	items [20]appending // with next, for 4 KiB
+	next  atomic.Int32  // of items; it may count beyond the end
 }
-
-var sheets = sync.Pool{New: func() any { return &sheet{} }}
 
 // AsyncAppend does what broker.AsyncAppending promises, with franz-go's own
 // pipeline. What is on its way Shutdown waits for and Close fails.
 func (s *Stream) AsyncAppend(ctx context.Context, r broker.Record, answer broker.Answer) error {
 	a := s.newAppending()
 	if err := s.append(ctx, a, &r, answer); err != nil {
-		a.free()
 		return fail("publish", s.topic.name, err)
 	}
 	return nil
@@ -61,44 +55,19 @@ func (s *Stream) append(ctx context.Context, a *appending, r *broker.Record, ans
 	if !s.b.lends { // hooks may keep a record, and take its context away
 		promise = func(_ *kgo.Record, err error) { s.answer(a, err) }
 	}
-	sheet := a.sheet
-	if !s.b.lends || !s.met.Load() { // the client's search for a topic keeps a context
-		sheet.held.Store(true)
-	}
-	err := s.b.produce(ctx, s.met, &a.item, promise)
-	if !s.met.Load() { // so does that for a topic deleted meanwhile
-		sheet.held.Store(true)
-	}
-	return err
+	return s.b.produce(ctx, s.met, &a.item, promise)
 }
 
+// newAppending takes an item of the stream's sheet, or of a new one.
 func (s *Stream) newAppending() *appending {
-	s.sheetMu.Lock()
-	defer s.sheetMu.Unlock()
-	p := s.sheet
-	if p == nil {
-		p = sheets.Get().(*sheet) //nolint:errcheck,forcetypeassert // the pool holds nothing else
-		p.next = 0
-		p.left.Store(int32(len(p.items)))
-		s.sheet = p
-	}
-	a := &p.items[p.next]
-	a.sheet = p
-	if p.next++; p.next == len(p.items) {
-		s.sheet = nil
-	}
-	return a
-}
-
-// free ends the use of an appending.
-func (a *appending) free() {
-	p := a.sheet
-	if !p.held.Load() {
-		a.Context, a.rec, a.answer = nil, kgo.Record{}, broker.Answer{}
-		a.placed.Store(false)
-	}
-	if p.left.Add(-1) == 0 && !p.held.Load() {
-		sheets.Put(p)
+	for {
+		p := s.sheet.Load()
+		if p != nil {
+			if i := int(p.next.Add(1)) - 1; i < len(p.items) {
+				return &p.items[i]
+			}
+		}
+		s.sheet.CompareAndSwap(p, new(sheet))
 	}
 }
 
@@ -116,7 +85,8 @@ func (s *Stream) answer(a *appending, err error) {
 	} else {
 		err = fail("publish", s.topic.name, publishError(a.Context, err))
 	}
-	answer := a.answer
-	a.free()
-	answer.Give(receipt, err)
+	if s.b.lends { // neighbours on the sheet may be on their way for longer
+		a.rec.Key, a.rec.Value, a.rec.Headers = nil, nil, nil
+	}
+	a.answer.Give(receipt, err)
 }

@@ -63,7 +63,7 @@ type pinningTopic struct {
 // record and before others can see it.
 func (p *pinningTopic) RequiresConsistency(r *kgo.Record) bool {
 	it := itemOf(r)
-	if it != nil {
+	if it != nil && it.Context.Done() != nil {
 		it.placed.Store(true)
 	}
 	p.pinned = it != nil && it.pin

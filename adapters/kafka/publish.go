@@ -20,7 +20,7 @@ import (
 type item struct {
 	context.Context //nolint:containedctx // it is the record's context, for as long as the record is on its way
 	rec             kgo.Record
-	placed          atomic.Bool // the client has it in a partition, or is about to
+	placed          atomic.Bool // the client has it in a partition, or is about to; where its context may end
 	pin             bool
 }
 

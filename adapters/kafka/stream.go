@@ -18,8 +18,7 @@ type Stream struct {
 	caps  broker.StreamCapabilities
 
 	appended func(*kgo.Record, error) // answered, bound once
-	sheetMu  sync.Mutex
-	sheet    *sheet // of newAppending
+	sheet    atomic.Pointer[sheet]    // of newAppending
 
 	mu      sync.Mutex
 	members map[*GroupConsumer]struct{}
@@ -35,6 +34,9 @@ var (
 
 // Name returns the topic's name.
 func (s *Stream) Name() string { return s.topic.name }
+
+// Adapter returns the name that errors carry.
+func (s *Stream) Adapter() string { return adapter }
 
 // Identity does what broker.Identifier promises: the cluster's id and the
 // topic's, as they are now.
