@@ -52,6 +52,8 @@
 //     step over all its streams. It holds back readers with ReadCommitted
 //     behind it, and aborts after Options.TransactionTimeout or when another
 //     takes its transactional id.
+//   - A transactional id is forgotten when its holder closes, or a week after its
+//     last transaction as on Kafka; a holder that did not close gets ErrFenced.
 //
 // # Bounds
 //

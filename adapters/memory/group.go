@@ -19,6 +19,8 @@ type consumerGroup struct {
 	members       []*GroupConsumer
 	holds         map[int32]*hold
 	readCommitted bool // of the member that joined last
+	waits         int  // calls of Receive that wait for a wake
+	at            int  // in s.waiting, while there are any
 }
 
 // A hold is one member's hold on one partition.
@@ -66,6 +68,24 @@ func (s *stream) makeGroup(name string) *consumerGroup {
 }
 
 func (g *consumerGroup) owner(partition int32) *hold { return g.holds[partition] }
+
+// waited counts calls of Receive that begin to wait (n > 0) or do so no longer,
+// and keeps s.waiting: an append looks at those groups alone.
+func (g *consumerGroup) waited(n int) {
+	s, before := g.s, g.waits
+	g.waits += n
+	switch {
+	case before == 0 && g.waits > 0:
+		g.at = len(s.waiting)
+		s.waiting = append(s.waiting, g)
+	case before > 0 && g.waits == 0:
+		end := len(s.waiting) - 1
+		last := s.waiting[end]
+		s.waiting[g.at], last.at = last, g.at
+		s.waiting[end] = nil
+		s.waiting = s.waiting[:end]
+	}
+}
 
 // position returns where reading a partition goes on.
 func (g *consumerGroup) position(p *partition, start broker.Position) int64 {

@@ -135,6 +135,7 @@ func (m *GroupConsumer) receive(ctx context.Context, max int) ([]*broker.Record,
 			w = newWaiter()
 		}
 		m.receivers.push(w)
+		m.g.waited(1)
 		m.parked++
 		m.s.mu.Unlock()
 		m.park(ctx, w, wait)
@@ -143,6 +144,7 @@ func (m *GroupConsumer) receive(ctx context.Context, max int) ([]*broker.Record,
 		m.seen = now()
 		if w.queued {
 			m.receivers.remove(w)
+			m.g.waited(-1)
 		}
 		select {
 		case <-w.token:
@@ -181,6 +183,7 @@ func (m *GroupConsumer) park(ctx context.Context, w *waiter, wait time.Duration)
 // wake lets parked calls of Receive look again. s.mu is held.
 func (m *GroupConsumer) wake() {
 	for w := m.receivers.pop(); w != nil; w = m.receivers.pop() {
+		m.g.waited(-1)
 		w.token <- struct{}{}
 	}
 }

@@ -115,6 +115,7 @@ type server struct {
 	streams   map[string]*stream
 	exchanges map[string]*exchange
 	producers map[string]*producer
+	ids       producer // the root of their ring
 	streamIDs int
 }
 

@@ -30,7 +30,8 @@ type stream struct {
 	deleted bool
 	parts   []*partition
 	groups  []*consumerGroup
-	turn    int // of records without a key
+	waiting []*consumerGroup // those with waiting calls of Receive, in no order
+	turn    int              // of records without a key
 }
 
 func (s *server) declareStream(name string, cfg broker.StreamConfig) error {
@@ -181,7 +182,7 @@ func (s *stream) store(r *broker.Record, tx *txState) (broker.Receipt, error) {
 		p.supersede(string(r.Key), offset)
 	}
 	s.retain(p, t)
-	for _, g := range s.groups {
+	for _, g := range slices.Backward(s.waiting) { // since it leaves when it wakes
 		if h := g.owner(p.id); h != nil {
 			h.m.wake()
 		}

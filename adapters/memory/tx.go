@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 
 	"github.com/queuestream/broker"
 )
@@ -14,13 +13,6 @@ var (
 	_ broker.Transactor = (*Transactor)(nil)
 	_ broker.Tx         = (*Tx)(nil)
 )
-
-// A producer is a transactional id. Its lock comes before those of streams.
-type producer struct {
-	mu    sync.Mutex
-	owner *Transactor // every other holder of the id is fenced
-	open  *Tx
-}
 
 // Transactor takes over a transactional id: earlier holders are fenced, and a
 // transaction that one has open aborts.
@@ -43,29 +35,18 @@ func (b *Broker) transactor(ctx context.Context, id string) (*Transactor, error)
 		return nil, err
 	}
 	b.srv.mu.Lock()
-	p := b.srv.producers[id]
-	if p == nil {
-		p = &producer{}
-		b.srv.producers[id] = p
-	}
+	b.srv.expire(now())
+	p := b.srv.producer(id)
+	p.mu.Lock() // before it can be forgotten
 	b.srv.mu.Unlock()
+	defer p.mu.Unlock()
 	t := &Transactor{b: b, p: p, id: id}
 	if err := b.handles.Add(t); err != nil {
 		return nil, err
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	p.abort()
-	p.owner = t
+	p.owner, p.used = t, now()
 	return t, nil
-}
-
-// abort aborts the open transaction, if there is one. p.mu is held.
-func (p *producer) abort() {
-	if tx := p.open; tx != nil {
-		p.open = nil
-		_ = tx.end(txAborted) // which cannot fail
-	}
 }
 
 // A Transactor begins transactions. It is safe for concurrent use.
@@ -83,6 +64,8 @@ func (t *Transactor) check(ctx context.Context) error {
 		return broker.ContextError(ctx)
 	case t.closed:
 		return broker.ErrClosed
+	case t.p.owner == nil:
+		return fmt.Errorf("%w: the transactional id %q was not used for %v", broker.ErrFenced, t.id, idExpiry)
 	case t.p.owner != t:
 		return fmt.Errorf("%w: a later holder of the transactional id %q", broker.ErrFenced, t.id)
 	}
@@ -125,7 +108,7 @@ func (t *Transactor) Begin(ctx context.Context) (broker.Tx, error) {
 		return nil, opError("begin", t.id, fmt.Errorf("%w: a transaction is open", broker.ErrConflict))
 	}
 	tx := &Tx{t: t, state: &txState{deadline: now() + int64(t.b.srv.opts.TransactionTimeout)}}
-	t.p.open = tx
+	t.p.open, t.p.used = tx, now()
 	return tx, nil
 }
 
@@ -139,6 +122,7 @@ func (t *Transactor) Close() error {
 		}
 	}
 	t.p.mu.Unlock()
+	t.b.srv.release(t)
 	t.b.handles.Remove(t)
 	t.b.srv.wake()
 	return nil
@@ -317,6 +301,7 @@ func (tx *Tx) Rollback(ctx context.Context) error {
 // order. t.p.mu is held.
 func (tx *Tx) end(state int32) error {
 	tx.done = true
+	tx.t.p.used = now()
 	slices.SortFunc(tx.streams, func(a, b *stream) int { return a.id - b.id })
 	for _, s := range tx.streams {
 		s.mu.Lock()
@@ -354,7 +339,7 @@ func (tx *Tx) end(state int32) error {
 		for _, p := range s.parts {
 			p.settle(t)
 		}
-		for _, g := range s.groups {
+		for _, g := range slices.Backward(s.waiting) { // since it leaves when it wakes
 			for _, m := range g.members {
 				m.wake()
 			}
