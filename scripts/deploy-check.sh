@@ -25,9 +25,44 @@ done
 grep -q 'containerPort: 9090}' "$rendered/port.yaml" ||
 	{ echo 'deploy-check: the probes do not follow worker.listen'; exit 1; }
 ! grep -q '^  replicas:' "$rendered/all.yaml" || { echo 'deploy-check: the chart sets replicas although KEDA does'; exit 1; }
+
+# A trigger of KEDA for each route, on the stream and the group that the bridge
+# reads. All of a trigger's metadata are strings, or KEDA refuses the object.
+values=deploy/helm/testdata/values.yaml
+"$helm" template shop deploy/helm/bridge -f "$values" >"$rendered/scaled.yaml"
+for template in scaledobject deployment; do
+	"$helm" template shop deploy/helm/bridge -f "$values" -s "templates/$template.yaml" >"$rendered/$template.yaml"
+done
+grep -qx 'apiVersion: keda.sh/v1alpha1' "$rendered/scaledobject.yaml" || { echo 'deploy-check: the ScaledObject has another API version'; exit 1; }
+diff deploy/helm/testdata/scaledobject.yaml <(sed -n '/^spec:/,$p' "$rendered/scaledobject.yaml") ||
+	{ echo 'deploy-check: the ScaledObject (>) is not what the values ask for (<)'; exit 1; }
+grep -qx '  name: shop-bridge' "$rendered/deployment.yaml" || { echo 'deploy-check: the ScaledObject scales no Deployment of the chart'; exit 1; }
+# shellcheck disable=SC2016 # the bridge reads the variable
+! "$helm" template shop deploy/helm/bridge -f "$values" --set 'config.routes[1].source.stream=${INVOICES}' >/dev/null 2>&1 ||
+	{ echo 'deploy-check: a trigger names an environment variable, which KEDA does not know'; exit 1; }
+
+# names LIST FILE: the names of what is in a list of the pod, sorted.
+names() {
+	awk -v list="$1:" '
+		{ column = match($0, /[^ ]/) }
+		column <= start { start = 0 }
+		$1 == list { start = column }
+		start && column == start + 2 && sub(/- /, "  ") { column += 2 }
+		start && column == start + 4 { gsub(/[{},]/, " "); if ($1 == "name:") print $2 }
+	' "$2" | sort
+}
+# Each volume is mounted, and each mount has a volume.
+for file in default scaled; do
+	diff <(names volumes "$rendered/$file.yaml") <(names volumeMounts "$rendered/$file.yaml") ||
+		{ echo 'deploy-check: the volumes (<) are not what is mounted (>)'; exit 1; }
+done
+[ "$(names volumes "$rendered/scaled.yaml" | xargs)" = 'ca claims config' ] || { echo 'deploy-check: the chart lacks volumes that it is asked for'; exit 1; }
+
 # The configuration inside the chart is one that the bridge accepts.
-sed -n '/^  bridge.yaml: |/,/^---/p' "$rendered/default.yaml" | sed -e 1d -e '/^---/,$d' -e 's/^    //' >"$rendered/bridge.yaml"
-KAFKA_URL=kafka://kafka:9092 SQS_URL=sqs://eu-west-1 bin/bridge check -c "$rendered/bridge.yaml"
+for file in default scaled; do
+	sed -n '/^  bridge.yaml: |/,/^---/p' "$rendered/$file.yaml" | sed -e 1d -e '/^---/,$d' -e 's/^    //' >"$rendered/bridge.yaml"
+	KAFKA_URL=kafka://kafka:9092 SQS_URL=sqs://eu-west-1 bin/bridge check -c "$rendered/bridge.yaml"
+done
 echo 'deploy-check: the chart renders'
 
 TAG=check scripts/image.sh
