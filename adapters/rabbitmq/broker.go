@@ -16,6 +16,7 @@ import (
 type Broker struct {
 	o       *Options
 	control *link // consumes and declares: a blocked publisher must not stop acknowledgements
+	apart   *link // consumes, after a queue's silence ended the connection; connects when there is one
 	sending *link // connects at the first publish
 	pub     *publisher
 	manage  *management // nil without Options.Management
@@ -51,7 +52,7 @@ func Open(ctx context.Context, opts *Options) (*Broker, error) {
 		return nil, fail("open", "", err)
 	}
 	b := &Broker{o: o, topo: newTopology(), handles: map[handle]struct{}{}}
-	b.control, b.sending = newLink("consume", o), newLink("publish", o)
+	b.control, b.apart, b.sending = newLink("consume", o), newLink("consume-apart", o), newLink("publish", o)
 	b.pub = newPublisher(b.sending)
 	b.ladder = newLadder(b)
 	b.streams = newStreams(b)
@@ -225,6 +226,7 @@ func (b *Broker) Close() error {
 	}
 	wg.Wait()
 	wg.Go(b.control.close)
+	wg.Go(b.apart.close)
 	wg.Go(b.sending.close)
 	wg.Go(b.streams.close)
 	wg.Wait()

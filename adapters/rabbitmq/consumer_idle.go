@@ -24,56 +24,73 @@ const (
 // next one active beside what is delivered, or on its way, and not settled yet.
 var errIdle = errors.New("idle")
 
-// unsubscribe lets go of the queue while nobody receives and nothing is open,
-// so that an idle consumer keeps no messages, and no shards, from others.
-// To drain, it leaves in any case, except from shards: there the session ends
-// when all that is in hand is settled.
-func (c *consumer) unsubscribe(s *session, drain bool) error {
+// A relaxation asks for the end of a subscription.
+type relaxation struct {
+	drain bool
+	done  chan struct{}
+}
+
+// relax ends the subscription, or waits until ctx ends. To drain, it is kept of a
+// shard: that is left when all that is in hand is settled.
+func (l *lane) relax(ctx context.Context, drain bool) {
+	if drain && l.shard {
+		return
+	}
+	r := relaxation{drain: drain, done: make(chan struct{})}
+	select {
+	case l.idle <- r:
+	case <-ctx.Done():
+		return
+	}
+	select {
+	case <-r.done:
+	case <-ctx.Done():
+	}
+}
+
+// unsubscribe lets go of the queue while nobody receives and, where there are
+// groups, nothing is open, so that an idle consumer keeps no messages, and no
+// shards, from others. To drain, it lets go in any case.
+func (l *lane) unsubscribe(s *session, drain bool) error {
+	c := l.c
 	c.mu.Lock()
 	busy := c.receiving > 0
 	c.mu.Unlock()
-	shards := c.q.info.shards
 	switch {
-	case s.tags == nil, !drain && busy:
+	case s.tag == "", !drain && busy:
 		return nil
-	case !drain && shards > 0 && s.acks.waiting(true) != nil:
+	case !drain && c.ordered() && c.waiting(true) != nil:
 		return nil
+	case l.shard:
+		return errIdle
 	}
-	// What has no group first, and by itself: it may come while the shards are
-	// left, which takes long, and would cost an attempt.
 	_, err := call(c.ctx, func() (struct{}, error) {
 		s.rpc.Lock()
 		defer s.rpc.Unlock()
-		for _, t := range s.tags[shards:] {
-			if err := s.ch.Cancel(t, false); err != nil {
-				return struct{}{}, err
-			}
+		if err := s.ch.Cancel(s.tag, false); err != nil {
+			return struct{}{}, err
 		}
 		s.fetches.Wait() // what was on its way is in the inbox
-		if s.tags = s.tags[:shards]; shards == 0 {
-			s.tags = nil
-		}
+		s.tag = ""
 		return struct{}{}, nil
 	}, nil)
-	if err == nil && !drain && shards > 0 && s.acks.waiting(true) == nil {
-		return errIdle
-	}
 	return err
 }
 
-// leave ends the subscriptions and the channel, behind the acknowledgements: a
+// leave ends the subscription and the channel, behind the acknowledgements: a
 // channel that closes at once may overtake them on the way to the queue, and the
 // messages come again (seen on 4.0.5 with quorum queues). Cancelling waits for
 // the queue; so does one more consumer of a shard, which never becomes active.
 // s.rpc is held.
-func (c *consumer) leave(s *session) error {
-	for i, tag := range s.tags {
-		if i < c.q.info.shards {
-			tag = broker.NewID()
-			if _, err := s.ch.Consume(shardName(c.q.info.name, i), tag, false, false, false, false, amqp.Table{"x-priority": lastPriority}); err != nil {
-				return err
-			}
+func (l *lane) leave(s *session) error {
+	tag := s.tag
+	if tag != "" && l.shard {
+		tag = broker.NewID()
+		if _, err := s.ch.Consume(l.queue, tag, false, false, false, false, amqp.Table{"x-priority": lastPriority}); err != nil {
+			return err
 		}
+	}
+	if tag != "" {
 		if err := s.ch.Cancel(tag, false); err != nil {
 			return err
 		}
@@ -84,12 +101,14 @@ func (c *consumer) leave(s *session) error {
 // lastPriority is below that of every consumer that receives.
 const lastPriority = int32(-1)
 
-// letGo leaves the queue to others, with what was prefetched.
-func (c *consumer) letGo(s *session) error {
-	if c.q.info.shards > 0 && c.inbox.Len() > 0 {
+// letGo leaves the queue to others, with what was prefetched, if anything was.
+func (l *lane) letGo(s *session, prefetched bool) error {
+	c := l.c
+	if c.ordered() && prefetched {
 		return errIdle
 	}
-	if err := c.unsubscribe(s, false); err != nil || s.tags != nil || c.inbox.Len() == 0 {
+	err := l.unsubscribe(s, false)
+	if err != nil || c.ordered() || s.tag != "" || c.inbox.Len() == 0 {
 		return err
 	}
 	return c.passOn()

@@ -16,6 +16,12 @@
 // context ends; what was not confirmed by then is published again with the same
 // id, so a message may be stored twice when a connection breaks.
 //
+// Each queue in the broker is consumed from over a channel of its own, so that one
+// that does not answer (a quorum queue without a leader) holds up no other: of a
+// queue with groups there are as many as shards and one more, and a connection has
+// 2047 channels. RabbitMQ gives up after 65 seconds and closes the connection that
+// asked; from then on that queue is asked over a third one.
+//
 // # Queues
 //
 // Queues are quorum queues (Options "x-queue-type": "classic" selects another).

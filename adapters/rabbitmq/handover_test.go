@@ -67,7 +67,7 @@ func TestGroupHandOver(t *testing.T) {
 			b, other := testBroker(t, nil), testBroker(t, nil)
 			q := testQueue(t, b, broker.QueueConfig{Ordered: true, Shards: 1})
 			first := testConsumer(t, q, &broker.ConsumerOptions{Prefetch: 2}) // 3 and 4 stay in the queue
-			first.(*consumer).priority[0] = 1000                              // it is not asked to step down
+			first.(*consumer).lanes[0].priority = 1000                        // it is not asked to step down
 			for _, body := range []string{"1", "2", "3", "4"} {
 				publish(t, q, broker.Message{GroupID: "g", Body: []byte(body)})
 			}
@@ -123,14 +123,18 @@ func openQueue(t *testing.T, b *Broker, name string) *Queue {
 	return q.(*Queue)
 }
 
-// subscribed tells whether the broker knows of a consumer.
+// subscribed tells whether the broker knows of a consumer's lanes.
 func subscribed(c *consumer) bool {
-	c.mu.Lock()
-	s := c.session
-	c.mu.Unlock()
+	return !slices.ContainsFunc(c.lanes, func(l *lane) bool { return !l.subscribed() })
+}
+
+func (l *lane) subscribed() bool {
+	l.mu.Lock()
+	s := l.session
+	l.mu.Unlock()
 	s.rpc.Lock()
 	defer s.rpc.Unlock()
-	return s.tags != nil
+	return s.tag != ""
 }
 
 func shutdown(t *testing.T, b *Broker) <-chan error {

@@ -72,3 +72,24 @@ func TestNothingIsSpentWhileShardsAreLeft(t *testing.T) {
 		ack(t, d)
 	}
 }
+
+// What comes while an idle consumer cancels stays with it, for the next Receive.
+func TestComesWhileIdleConsumerCancels(t *testing.T) {
+	direct := testBroker(t, nil)
+	plain := testQueue(t, direct, broker.QueueConfig{Ordered: true, Shards: 1})
+	var s silence
+	q := openQueue(t, testBroker(t, func(o *Options) { o.Dial = s.dial }), plain.Name())
+	c := testConsumer(t, q, nil)
+	publish(t, plain, broker.Message{Body: []byte("1")})
+	ack(t, receive(t, c))
+	s.begin(looseName(q.Name()))
+	publish(t, plain, broker.Message{Body: []byte("2")})
+	eventually(t, "the idle consumer cancels", func() bool { return s.asked(basicCancel) })
+	s.end(t)
+	loose := c.(*consumer).lanes[1]
+	eventually(t, "it has cancelled", func() bool { return !loose.subscribed() })
+	d := receive(t, c)
+	if ack(t, d); string(d.Body) != "2" || d.Attempt != 1 {
+		t.Errorf("%s, attempt %d, want 2 at the first", d.Body, d.Attempt)
+	}
+}

@@ -90,11 +90,11 @@ func (c *consumer) deadLetter(d *broker.Delivery, reason string) copyOf {
 
 // holds tells whether a redelivery of d stays with this consumer: a group's
 // successors wait behind it.
-func (c *consumer) holds(d *broker.Delivery) bool { return c.q.info.shards > 0 && d.GroupID != "" }
+func (c *consumer) holds(d *broker.Delivery) bool { return c.ordered() && d.GroupID != "" }
 
 // decide settles what needs nothing stored elsewhere.
 func (c *consumer) decide(d *broker.Delivery, v *broker.Verdict) error {
-	a := c.live()
+	a := c.acksOf(d)
 	op := v.Kind.String()
 	lost := func() error {
 		c.inbox.Undo(d)
@@ -127,14 +127,14 @@ func (c *consumer) decide(d *broker.Delivery, v *broker.Verdict) error {
 // what expiring means.
 func (c *consumer) retire(d *broker.Delivery, reason string) {
 	if c.q.dead == nil {
-		if a := c.live(); a != nil {
+		if a := c.acksOf(d); a != nil {
 			a.decide(d.Token(), d.Generation(), false)
 		}
 		return
 	}
 	copies := []copyOf{c.deadLetter(d, reason)}
 	c.q.b.send(c.ctx, c.q.window, copies)
-	a := c.live()
+	a := c.acksOf(d)
 	if copies[0].err == nil {
 		if a != nil {
 			a.decide(d.Token(), d.Generation(), false)
@@ -241,13 +241,12 @@ func (h *holds) capture(ds []*broker.Delivery) bool {
 
 // park ends the delays: what they keep goes back when the session ends.
 func (h *holds) park() {
-	a := h.c.live()
 	h.state.Lock()
 	defer h.state.Unlock()
 	for d, t := range h.timers {
 		t.Stop()
 		delete(h.timers, d)
-		if a != nil {
+		if a := h.c.acksOf(d); a != nil {
 			a.park(d.Token(), d.Generation())
 		}
 	}
