@@ -67,6 +67,11 @@ func TestConformanceBroken(t *testing.T) {
 				mu.Unlock()
 				wait, cancel := context.WithTimeout(ctx, 10*time.Second)
 				defer cancel()
+				if queue != "" && strings.Contains(s.name, "classic") {
+					if err := in.AwaitDeclarationOnDisk(wait, queue); err != nil {
+						return err
+					}
+				}
 				for _, q := range s.quorumQueues(queue) {
 					if err := in.AwaitQueueOnDisk(wait, q); err != nil {
 						return err

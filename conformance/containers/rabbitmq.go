@@ -73,6 +73,27 @@ func (in *RabbitMQInstance) AwaitQueueOnDisk(ctx context.Context, queue string) 
 	})
 }
 
+// AwaitDeclarationOnDisk returns once the node has written down that a durable
+// queue was declared. It does so some time after it has confirmed that; a kill
+// in between leaves no classic queue (RabbitMQ 4.0 with Mnesia).
+func (in *RabbitMQInstance) AwaitDeclarationOnDisk(ctx context.Context, queue string) error {
+	const dir = "/var/lib/rabbitmq/mnesia/rabbit@" + rabbitMQHost + "/"
+	return in.control(ctx, "await a declaration of", func(ctx context.Context, e *engine) error {
+		for {
+			// The log, and where it goes from time to time.
+			for _, file := range []string{"LATEST.LOG", "PREVIOUS.LOG", "rabbit_durable_queue.DCL", "rabbit_durable_queue.DCD"} {
+				b, err := e.readFile(ctx, in.container, dir+file)
+				if err == nil && bytes.Contains(b, []byte(queue)) { // one that is not there has nothing
+					return nil
+				}
+			}
+			if err := pause(ctx, pollInterval); err != nil {
+				return err
+			}
+		}
+	})
+}
+
 // rabbitMQHost is the host name of every node: a node's data belong to it.
 const rabbitMQHost = "queuestream"
 
