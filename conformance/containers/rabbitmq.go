@@ -59,36 +59,33 @@ func StartRabbitMQ(ctx context.Context) (*RabbitMQInstance, error) {
 // on this node"). A test that kills a node waits for its queues first.
 func (in *RabbitMQInstance) AwaitQueueOnDisk(ctx context.Context, queue string) error {
 	// Where Ra keeps the names of its servers.
-	const names = "/var/lib/rabbitmq/mnesia/rabbit@" + rabbitMQHost + "/quorum/rabbit@" + rabbitMQHost + "/names.dets"
-	return in.control(ctx, "await a queue of", func(ctx context.Context, e *engine) error {
-		for {
-			b, err := e.readFile(ctx, in.container, names)
-			if err == nil && bytes.Contains(b, []byte("%2F_"+queue)) {
-				return nil
-			}
-			if werr := pause(ctx, pollInterval); werr != nil {
-				return errors.Join(werr, err)
-			}
-		}
-	})
+	return in.awaitInFile(ctx, "await a queue of", "%2F_"+queue, "quorum/rabbit@"+rabbitMQHost+"/names.dets")
 }
 
 // AwaitDeclarationOnDisk returns once the node has written down that a durable
 // queue was declared. It does so some time after it has confirmed that; a kill
 // in between leaves no classic queue (RabbitMQ 4.0 with Mnesia).
 func (in *RabbitMQInstance) AwaitDeclarationOnDisk(ctx context.Context, queue string) error {
+	// The log, and where it goes from time to time.
+	return in.awaitInFile(ctx, "await a declaration of", queue,
+		"LATEST.LOG", "PREVIOUS.LOG", "rabbit_durable_queue.DCL", "rabbit_durable_queue.DCD")
+}
+
+// awaitInFile returns once one of the files of the node's data has text in it.
+func (in *RabbitMQInstance) awaitInFile(ctx context.Context, what, text string, files ...string) error {
 	const dir = "/var/lib/rabbitmq/mnesia/rabbit@" + rabbitMQHost + "/"
-	return in.control(ctx, "await a declaration of", func(ctx context.Context, e *engine) error {
+	return in.control(ctx, what, func(ctx context.Context, e *engine) error {
 		for {
-			// The log, and where it goes from time to time.
-			for _, file := range []string{"LATEST.LOG", "PREVIOUS.LOG", "rabbit_durable_queue.DCL", "rabbit_durable_queue.DCD"} {
+			var errs error // a file that is not there has nothing, yet
+			for _, file := range files {
 				b, err := e.readFile(ctx, in.container, dir+file)
-				if err == nil && bytes.Contains(b, []byte(queue)) { // one that is not there has nothing
+				if err == nil && bytes.Contains(b, []byte(text)) {
 					return nil
 				}
+				errs = errors.Join(errs, err)
 			}
 			if err := pause(ctx, pollInterval); err != nil {
-				return err
+				return errors.Join(err, errs)
 			}
 		}
 	})
