@@ -16,7 +16,6 @@ type Consumer struct {
 
 	// Guarded by q.mu.
 	open  int // deliveries
-	room  slab
 	err   error
 	spare *waiter
 	idle  chan struct{} // closed when open becomes 0, if somebody waits
@@ -124,8 +123,8 @@ func (c *Consumer) ended() error {
 	return c.err
 }
 
-// take returns up to max deliveries, and in es the entries to fill them from.
-// q.mu is held.
+// take returns up to max deliveries, and in es the entries to fill them from;
+// nil: it is full. q.mu is held.
 func (c *Consumer) take(max int, now int64, es []*entry) ([]*broker.Delivery, []*entry, error) {
 	q := c.q
 	switch {
@@ -135,12 +134,22 @@ func (c *Consumer) take(max int, now int64, es []*entry) ([]*broker.Delivery, []
 		return nil, nil, broker.ErrNotFound
 	}
 	var ds []*broker.Delivery
+	var room *slab
 	for len(ds) < max {
 		e := q.next()
 		if e == nil {
 			break
 		}
-		s := c.room.single(e)
+		s, from := e.ahead, e
+		if s != nil {
+			e.ahead, from = nil, nil
+		} else {
+			if room == nil {
+				room = slabs.Get().(*slab)
+			}
+			s = room.single(e)
+			s.d.Body = room.body(len(e.msg.Body))
+		}
 		if ds == nil {
 			ds = s.ds[:0]
 			if n := min(int64(max), q.count[ready]); n > 1 {
@@ -148,9 +157,11 @@ func (c *Consumer) take(max int, now int64, es []*entry) ([]*broker.Delivery, []
 			}
 		}
 		q.hold(e, c, now, &s.d)
-		s.d.Body = c.room.body(len(e.msg.Body))
-		ds, es = append(ds, &s.d), append(es, e)
+		ds, es = append(ds, &s.d), append(es, from)
 		c.duplicate(e, now)
+	}
+	if room != nil {
+		slabs.Put(room)
 	}
 	return ds, es, nil
 }
@@ -317,7 +328,6 @@ func (c *Consumer) stopLocked(err error) {
 		c.q.consumers--
 	}
 	c.err = err
-	c.room = slab{}
 	for c.q.rouse(&c.q.receivers) { // whoever is not closed parks again
 	}
 }

@@ -11,28 +11,28 @@ import (
 // copied in, and each attempt is a Delivery with copies of its own. So the
 // queue uses entries and small bodies again once they are acknowledged.
 type entry struct {
-	msg broker.Message   // a small body's memory is used again
-	d   *broker.Delivery // the attempt, while in flight
-
-	gprev, gnext *entry // in its group
-	group        *group // nil: none
-
-	at      int64  // accepted, UnixNano
-	due     int64  // not before, UnixNano; 0: now; while in flight: the end of the lease; 0: none
-	expires int64  // UnixNano; 0: never
-	when    int64  // of the next event, while in queue.events
-	seq     uint64 // place in the queue
-
-	holder    *Consumer // while in flight
-	pos       [2]int32  // 1 + index in the heaps byTime and byOrder
-	attempts  int32     // deliveries so far
-	slot      int32     // in queue.slots, while in flight
-	size      int32     // counted for the queue's bound
+	// What every message needs is here, side by side.
+	at        int64            // accepted, UnixNano
+	due       int64            // not before, UnixNano; 0: now; while in flight: the end of the lease; 0: none
+	when      int64            // of the next event, while in queue.events
+	seq       uint64           // place in the queue
+	d         *broker.Delivery // the attempt, while in flight
+	attempts  int32            // deliveries so far
+	slot      int32            // in queue.slots, while in flight
+	size      int32            // counted for the queue's bound
 	state     state
-	ringed    bool // in queue.fresh
-	plain     bool // msg has an ID and a body, nothing else
-	delivered bool // at least once
-	returned  bool // at least once: an attempt that was lost may still be copied from it
+	ringed    bool           // in queue.fresh
+	plain     bool           // msg has an ID and a body, nothing else
+	delivered bool           // at least once
+	returned  bool           // at least once: an attempt that was lost may still be copied from it
+	holder    *Consumer      // while in flight
+	ahead     *single        // the first attempt, filled by the publisher; nil: to be made
+	msg       broker.Message // a small body's memory is used again
+
+	expires      int64    // UnixNano; 0: never
+	group        *group   // nil: none
+	gprev, gnext *entry   // in its group
+	pos          [2]int32 // 1 + index in the heaps byTime and byOrder
 }
 
 type state uint8
@@ -49,6 +49,7 @@ const (
 	entryOverhead = 512  // what a queue counts for a message on top of its bytes
 	smallBody     = 4096 // bodies up to here are copied into buffers that are used again
 	spareEntries  = 1024 // entries that a queue keeps for that
+	aheadEntries  = 4096 // where so many are ready, no more first attempts are made ahead
 )
 
 // messageSize is what a queue counts for m.

@@ -19,11 +19,13 @@ type intake struct {
 	credit  int64    // bytes that may come without asking the queue whether they fit
 	spare   []*entry // to be used again
 	some    atomic.Bool
+	near    atomic.Bool // few are before the next: its first attempt is made ahead
 }
 
-// put stores m, accepted at a time, unless the queue has to be asked first: a
-// priority may overtake what is there.
-func (in *intake) put(m *broker.Message, at int64) bool {
+// put stores m, accepted at a time, with its first attempt if that was made
+// ahead, unless the queue has to be asked first: a priority may overtake what
+// is there.
+func (in *intake) put(m *broker.Message, at int64, ahead *single) bool {
 	size := messageSize(m)
 	in.mu.Lock()
 	if in.credit < int64(size) || m.Priority != 0 {
@@ -40,9 +42,13 @@ func (in *intake) put(m *broker.Message, at int64) bool {
 		e = roomyEntry(len(m.Body))
 	}
 	e.set(m, at, size)
+	e.ahead = ahead
 	in.entries = append(in.entries, e)
-	if len(in.entries) == 1 {
+	switch len(in.entries) {
+	case 1:
 		in.some.Store(true)
+	case aheadEntries:
+		in.near.Store(false)
 	}
 	in.mu.Unlock()
 	return true
@@ -64,6 +70,7 @@ func (q *queue) absorb(open bool) {
 	es := in.entries
 	in.entries, q.absorbed = q.absorbed, nil
 	in.some.Store(false)
+	in.near.Store(q.count[ready]+int64(len(es)) < aheadEntries)
 	if len(in.spare) < len(q.spare) {
 		in.spare, q.spare = q.spare, in.spare
 	}

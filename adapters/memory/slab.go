@@ -1,12 +1,15 @@
 package memory
 
 import (
+	"sync"
+	"time"
+
 	"github.com/queuestream/broker"
 )
 
-// A slab is room for a consumer's next deliveries and their bodies, so that few
-// of them cost an allocation. A delivery that is kept keeps its neighbours'
-// memory too, and so does the consumer: the constants say how much that is.
+// A slab is room for the next deliveries and their bodies, so that few of them
+// cost an allocation. A delivery that is kept keeps its neighbours' memory too:
+// the constants say how much that is.
 type slab struct {
 	singles []single // unused from used on
 	used    int
@@ -20,6 +23,9 @@ type single struct {
 	ds [1]*broker.Delivery
 }
 
+// slabs are those that nobody takes from this moment.
+var slabs = sync.Pool{New: func() any { return new(slab) }}
+
 const (
 	slabDeliveries = 12 // with slabBytes: two size classes of the runtime that waste little
 	slabBytes      = 3072
@@ -32,6 +38,11 @@ func (s *slab) single(e *entry) *single {
 	if e.size > entryOverhead+slabMessage {
 		return &single{}
 	}
+	return s.small()
+}
+
+// small is single for a message that is not large.
+func (s *slab) small() *single {
 	if s.used == len(s.singles) {
 		s.singles, s.used = make([]single, slabDeliveries), 0
 	}
@@ -51,10 +62,30 @@ func (s *slab) body(n int) []byte {
 	return s.bytes[s.filled-n : s.filled : s.filled]
 }
 
-// fillAll copies what the entries hold into their deliveries. queue.mu is not
-// held: nobody changes that while it may be copied.
+// madeAhead returns the first attempt at m, accepted at a time, but for what is
+// known when it is received; nil for a message that is not small and plain. The
+// publisher has m at hand, and would otherwise wait for those who receive.
+func madeAhead(m *broker.Message, at int64) *single {
+	if len(m.Body) > slabBody || !isPlain(m) {
+		return nil
+	}
+	room := slabs.Get().(*slab)
+	s := room.small()
+	s.d.Body = room.body(len(m.Body))
+	slabs.Put(room)
+	s.d.ID = m.ID
+	copy(s.d.Body, m.Body)
+	s.d.Time = time.Unix(0, at)
+	return s
+}
+
+// fillAll copies what the entries hold into their deliveries, but for those
+// without an entry, which were made ahead. queue.mu is not held: nobody changes
+// that while it may be copied.
 func fillAll(ds []*broker.Delivery, es []*entry) {
 	for i, d := range ds {
-		es[i].fill(d)
+		if es[i] != nil {
+			es[i].fill(d)
+		}
 	}
 }

@@ -1,9 +1,13 @@
 package memory
 
-import "sync"
+import (
+	"runtime"
+	"sync"
+)
 
 // A mutex is a sync.Mutex for what is held for less time than parking takes:
-// Lock tries again for about that long first.
+// Lock tries again for about that long first, then lets others run who may have
+// something to do meanwhile.
 type mutex struct {
 	_  cacheLine // who tries again does not disturb who writes beside it
 	mu sync.Mutex
@@ -11,8 +15,9 @@ type mutex struct {
 }
 
 const (
-	lockTries = 16 // with lockPause: about half a microsecond
-	lockPause = 60
+	lockTries  = 16 // with lockPause: about half a microsecond
+	lockPause  = 60
+	lockYields = 20
 )
 
 func (m *mutex) Lock() {
@@ -26,6 +31,12 @@ func (m *mutex) Unlock() { m.mu.Unlock() }
 func (m *mutex) lockSlow() {
 	for range lockTries {
 		pause(lockPause)
+		if m.mu.TryLock() {
+			return
+		}
+	}
+	for range lockYields {
+		runtime.Gosched()
 		if m.mu.TryLock() {
 			return
 		}

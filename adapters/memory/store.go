@@ -31,7 +31,11 @@ type publication struct {
 func (q *queue) store(ctx context.Context, g *gate, p publication) (duplicate bool, err error) {
 	key, dedups := q.dedupKey(p.m)
 	t := p.at
-	if !dedups && p.delay == 0 && q.in.put(p.m, t) {
+	var ahead *single
+	if q.in.near.Load() {
+		ahead = madeAhead(p.m, t)
+	}
+	if !dedups && p.delay == 0 && q.in.put(p.m, t, ahead) {
 		if q.parked.Load() > 0 {
 			q.lock()
 			q.advance(t)
@@ -65,6 +69,9 @@ func (q *queue) store(ctx context.Context, g *gate, p publication) (duplicate bo
 		t = now()
 	}
 	e := q.entry(p.m, t, size)
+	if e.ahead = ahead; ahead != nil {
+		ahead.d.Time = time.Unix(0, t) // by now
+	}
 	q.setDefaults(e)
 	if p.delay > 0 {
 		e.due = max(e.due, t+int64(p.delay))
