@@ -123,7 +123,7 @@ func (q *queue) clear(held bool) {
 	if held {
 		for _, e := range slices.Clone(q.slots) {
 			if e != nil {
-				e.d.Lose()
+				e.attempt.d.Lose()
 				q.finish(e)
 			}
 		}
@@ -146,7 +146,7 @@ func (q *queue) stored() []*entry {
 	}
 	es = append(es, q.back.items...)
 	for _, g := range q.groups {
-		for e := g.head; e != nil; e = e.gnext {
+		for e := g.head; e != nil; e = e.extra.gnext {
 			if e.state == waiting {
 				es = append(es, e)
 			}
@@ -310,7 +310,7 @@ func (b *Broker) redriveOne(q *queue, to string) (bool, error) {
 		return false, nil
 	}
 	h := &Consumer{h: &Queue{b: b, q: q}, q: q}
-	q.hold(e, h, t, &broker.Delivery{})
+	q.hold(e, h, t, &single{})
 	q.unlock()
 
 	err := b.put(e, to)
@@ -329,17 +329,18 @@ func (b *Broker) redriveOne(q *queue, to string) (bool, error) {
 // put stores a dead letter at to, or where it came from, as it was published.
 func (b *Broker) put(e *entry, to string) error {
 	if to == "" {
-		why, ok := broker.DeadLetterOf(&e.msg)
+		stored := e.stored()
+		why, ok := broker.DeadLetterOf(&stored)
 		if !ok || why.Queue == "" {
-			return fmt.Errorf("%w: message %q does not say where it came from", broker.ErrNotFound, e.msg.ID)
+			return fmt.Errorf("%w: message %q does not say where it came from", broker.ErrNotFound, e.id)
 		}
 		to = why.Queue
 	}
 	target, err := b.srv.queue(to)
 	if err != nil {
-		return fmt.Errorf("message %q to %q: %w", e.msg.ID, to, err)
+		return fmt.Errorf("message %q to %q: %w", e.id, to, err)
 	}
-	m := broker.RedriveMessage(e.msg)
+	m := broker.RedriveMessage(e.stored())
 	m.Delay = 0
 	t := now()
 	n := newEntry(&m, t)

@@ -72,8 +72,8 @@ func TestAcknowledgedBodiesAreLetGo(t *testing.T) {
 		}
 		spare := slices.Concat(q.q.in.spare, q.q.spare)
 		for _, e := range spare {
-			if cap(e.msg.Body) > smallBody || e.msg.ContentType != "" {
-				t.Fatalf("kept: room for a body of %d bytes, content type %q", cap(e.msg.Body), e.msg.ContentType)
+			if cap(e.body) > smallBody || e.extra != nil {
+				t.Fatalf("kept: room for a body of %d bytes, %+v", cap(e.body), e.extra)
 			}
 		}
 		if len(ds) != 10 || len(spare) != 10 {

@@ -140,15 +140,15 @@ func (c *Consumer) take(max int, now int64, es []*entry) ([]*broker.Delivery, []
 		if e == nil {
 			break
 		}
-		s, from := e.ahead, e
+		s, from := e.attempt, e
 		if s != nil {
-			e.ahead, from = nil, nil
+			from = nil
 		} else {
 			if room == nil {
 				room = slabs.Get().(*slab)
 			}
 			s = room.single(e)
-			s.d.Body = room.body(len(e.msg.Body))
+			s.d.Body = room.body(len(e.body))
 		}
 		if ds == nil {
 			ds = s.ds[:0]
@@ -156,7 +156,7 @@ func (c *Consumer) take(max int, now int64, es []*entry) ([]*broker.Delivery, []
 				ds, es = make([]*broker.Delivery, 0, n), make([]*entry, 0, n)
 			}
 		}
-		q.hold(e, c, now, &s.d)
+		q.hold(e, c, now, s)
 		ds, es = append(ds, &s.d), append(es, from)
 		c.duplicate(e, now)
 	}
@@ -169,10 +169,11 @@ func (c *Consumer) take(max int, now int64, es []*entry) ([]*broker.Delivery, []
 // duplicate stores a second copy of e where the faults say so. q.mu is held.
 func (c *Consumer) duplicate(e *entry, now int64) {
 	f := c.q.srv.faults.Load()
-	if f == nil || e.group != nil || !f.hit(f.Duplicate) {
+	if f == nil || e.group() != nil || !f.hit(f.Duplicate) {
 		return
 	}
-	n := newEntry(&e.msg, e.at)
+	m := e.stored()
+	n := newEntry(&m, e.at)
 	n.attempts, n.expires, n.due = e.attempts, e.expires, 0
 	c.q.admit(n, now)
 }
@@ -265,7 +266,7 @@ func (c *Consumer) Settle(ctx context.Context, batch []broker.Outcome) {
 func (c *Consumer) apply(d *broker.Delivery, v *broker.Verdict) error {
 	q := c.q
 	slot := d.Token()
-	if slot >= uint64(len(q.slots)) || q.slots[slot] == nil || q.slots[slot].d != d || q.slots[slot].holder != c {
+	if slot >= uint64(len(q.slots)) || q.slots[slot] == nil || &q.slots[slot].attempt.d != d || q.slots[slot].holder != c {
 		return broker.ErrLeaseLost
 	}
 	e := q.slots[slot]
@@ -358,7 +359,7 @@ func (c *Consumer) returnHeld(why string) {
 	t := now()
 	for i := 0; c.open > 0 && i < len(c.q.slots); i++ {
 		if e := c.q.slots[i]; e != nil && e.holder == c {
-			e.d.Lose()
+			e.attempt.d.Lose()
 			c.q.giveBack(e, t, 0, false, why)
 		}
 	}

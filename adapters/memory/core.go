@@ -126,16 +126,16 @@ func (q *queue) enter(e *entry, now int64) {
 // join puts e at the end of its group, if it has one, and tells whether it is
 // its turn. q.mu is held.
 func (q *queue) join(e *entry) bool {
-	id := e.msg.GroupID
-	if !q.grouped || id == "" {
+	if !q.grouped || e.extra == nil || e.extra.GroupID == "" {
 		return true
 	}
+	id := e.extra.GroupID
 	g := q.groups[id]
 	if g == nil {
 		g = &group{id: id}
 		q.groups[id] = g
 	}
-	e.group = g
+	e.extra.group = g
 	g.pushBack(e)
 	if g.open == nil && g.head == e {
 		return true
@@ -164,7 +164,7 @@ func (q *queue) activate(e *entry, now int64) {
 	e.due = 0
 	q.setState(e, ready)
 	q.schedule(e, e.expires)
-	if e.msg.Priority == 0 && q.fresh.accepts(e) {
+	if e.priority() == 0 && q.fresh.accepts(e) {
 		q.fresh.push(e)
 	} else {
 		q.back.push(e)
@@ -200,7 +200,7 @@ func (q *queue) drop(e *entry) {
 	q.schedule(e, 0)
 	q.forget(e)
 	q.fresh.drop(e)
-	if g := e.group; g != nil {
+	if g := e.group(); g != nil {
 		head := g.head == e
 		g.remove(e)
 		q.nextOf(g, head)
@@ -235,13 +235,13 @@ func (q *queue) advance(now int64) {
 	for e := q.events.top(); e != nil && e.when <= now; e = q.events.top() {
 		switch {
 		case e.state == inFlight:
-			e.d.Lose()
+			e.attempt.d.Lose()
 			q.giveBack(e, now, 0, false, "the lease ended")
 		case e.expires != 0 && e.expires <= now:
 			q.drop(e)
 		default: // delayed, and due
 			q.schedule(e, 0)
-			if !e.delivered && e.group == nil {
+			if !e.delivered && e.group() == nil {
 				q.seq++
 				e.seq = q.seq // as if published now
 				if !q.join(e) {
@@ -353,15 +353,16 @@ func (q *queue) next() *entry {
 	} else {
 		q.fresh.pop()
 	}
-	if g := f.group; g != nil {
+	if g := f.group(); g != nil {
 		g.remove(f)
 		g.open = f
 	}
 	return f
 }
 
-// hold gives e to c by the delivery d, to be filled. q.mu is held.
-func (q *queue) hold(e *entry, c *Consumer, now int64, d *broker.Delivery) {
+// hold gives e to c by the attempt s. q.mu is held.
+func (q *queue) hold(e *entry, c *Consumer, now int64, s *single) {
+	d := &s.d
 	if n := len(q.free); n > 0 {
 		e.slot = q.free[n-1]
 		q.free = q.free[:n-1]
@@ -372,7 +373,10 @@ func (q *queue) hold(e *entry, c *Consumer, now int64, d *broker.Delivery) {
 	}
 	q.setState(e, inFlight)
 	e.attempts++
-	e.d, e.holder, e.delivered = d, c, true
+	if e.attempt != s {
+		e.attempt = s
+	}
+	e.holder, e.delivered = c, true
 	c.open++
 	d.Attempt = int(e.attempts)
 	d.Bind(c, uint64(e.slot), 0)
@@ -397,8 +401,8 @@ func (q *queue) release(e *entry) {
 		close(c.idle)
 		c.idle = nil
 	}
-	e.holder, e.d = nil, nil
-	if g := e.group; g != nil && g.open == e {
+	e.holder, e.attempt = nil, nil
+	if g := e.group(); g != nil && g.open == e {
 		g.open = nil
 	}
 	if q.srv.rules.maxInFlight > 0 && q.count[ready] > 0 {
@@ -410,8 +414,8 @@ func (q *queue) release(e *entry) {
 func (q *queue) finish(e *entry) {
 	q.release(e)
 	q.forget(e)
-	if e.group != nil {
-		q.nextOf(e.group, true)
+	if g := e.group(); g != nil {
+		q.nextOf(g, true)
 	}
 }
 
@@ -455,12 +459,12 @@ func (q *queue) giveBack(e *entry, now int64, delay time.Duration, snooze bool, 
 	if delay > 0 {
 		e.due = now + int64(delay)
 	}
-	if q.srv.rules.caps.Requeue == broker.RequeueBack && e.group == nil && delay == 0 {
+	if q.srv.rules.caps.Requeue == broker.RequeueBack && e.group() == nil && delay == 0 {
 		q.seq++
 		e.seq = q.seq
 	}
-	if e.group != nil {
-		e.group.pushFront(e)
+	if g := e.group(); g != nil {
+		g.pushFront(e)
 	}
 	q.activate(e, now)
 }

@@ -21,7 +21,7 @@ type policy struct {
 }
 
 func (q *queue) bury(b *burial) {
-	m := broker.DeadLetterMessage(b.e.msg, b.why)
+	m := broker.DeadLetterMessage(b.e.stored(), b.why)
 	t := now()
 	e := newEntry(&m, t)
 	e.at = b.e.at
@@ -95,7 +95,7 @@ func (q *queue) burySoon(e *entry, reason string) {
 		Reason: reason, Queue: q.name, Attempts: int(e.attempts), Time: time.Now(),
 	}})
 	q.forget(e)
-	if e.group != nil {
-		q.nextOf(e.group, true)
+	if g := e.group(); g != nil {
+		q.nextOf(g, true)
 	}
 }

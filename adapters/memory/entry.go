@@ -9,30 +9,51 @@ import (
 
 // An entry is one stored message. Programs never see it: what they publish is
 // copied in, and each attempt is a Delivery with copies of its own. So the
-// queue uses entries and small bodies again once they are acknowledged.
+// queue uses entries and small bodies again once they are acknowledged. It is
+// as small as it can be: processors and the garbage collector go through all of
+// it.
 type entry struct {
-	// What every message needs is here, side by side.
-	at        int64            // accepted, UnixNano
-	due       int64            // not before, UnixNano; 0: now; while in flight: the end of the lease; 0: none
-	when      int64            // of the next event, while in queue.events
-	seq       uint64           // place in the queue
-	d         *broker.Delivery // the attempt, while in flight
-	attempts  int32            // deliveries so far
-	slot      int32            // in queue.slots, while in flight
-	size      int32            // counted for the queue's bound
+	at        int64    // accepted, UnixNano
+	due       int64    // not before, UnixNano; 0: now; while in flight: the end of the lease; 0: none
+	expires   int64    // UnixNano; 0: never
+	when      int64    // of the next event, while in queue.events
+	seq       uint64   // place in the queue
+	pos       [2]int32 // 1 + index in the heaps byTime and byOrder
+	attempts  int32    // deliveries so far
+	slot      int32    // in queue.slots, while in flight
+	size      int32    // counted for the queue's bound
 	state     state
-	ringed    bool           // in queue.fresh
-	plain     bool           // msg has an ID and a body, nothing else
-	delivered bool           // at least once
-	returned  bool           // at least once: an attempt that was lost may still be copied from it
-	holder    *Consumer      // while in flight
-	ahead     *single        // the first attempt, filled by the publisher; nil: to be made
-	msg       broker.Message // a small body's memory is used again
+	ringed    bool      // in queue.fresh
+	delivered bool      // at least once
+	returned  bool      // at least once: an attempt that was lost may still be copied from it
+	attempt   *single   // while in flight; before the first attempt: made ahead, or nil
+	holder    *Consumer // while in flight
+	id        string
+	body      []byte // a small one's memory is used again
+	extra     *extra // what few messages have; nil: none of it
+}
 
-	expires      int64    // UnixNano; 0: never
-	group        *group   // nil: none
-	gprev, gnext *entry   // in its group
-	pos          [2]int32 // 1 + index in the heaps byTime and byOrder
+// An extra is the part of a message that is neither ID nor body, and its place
+// in its group.
+type extra struct {
+	broker.Message
+	group        *group // nil: none
+	gprev, gnext *entry
+}
+
+// group returns the group that e is in, or nil.
+func (e *entry) group() *group {
+	if e.extra == nil {
+		return nil
+	}
+	return e.extra.group
+}
+
+func (e *entry) priority() int {
+	if e.extra == nil {
+		return 0
+	}
+	return e.extra.Priority
 }
 
 type state uint8
@@ -58,8 +79,7 @@ func messageSize(m *broker.Message) int32 {
 	return int32(min(n, 1<<30) + entryOverhead)
 }
 
-// isPlain tells whether m has an ID and a body and nothing else: most messages
-// do, and are spared what the rest would cost.
+// isPlain tells whether m has an ID and a body and nothing else.
 func isPlain(m *broker.Message) bool {
 	return m.ContentType == "" && len(m.Headers) == 0 && m.GroupID == "" && m.DedupID == "" &&
 		m.Delay == 0 && m.TTL == 0 && m.Priority == 0 && m.CorrelationID == "" && m.ReplyTo == ""
@@ -67,12 +87,11 @@ func isPlain(m *broker.Message) bool {
 
 // reset makes e fit for set again. It keeps nothing of the program's alive.
 func (e *entry) reset() {
-	if !e.plain {
-		e.msg = broker.Message{Body: e.msg.Body}
-		e.group, e.gprev, e.gnext = nil, nil, nil
+	if e.extra != nil {
+		e.extra = nil
 	}
-	if cap(e.msg.Body) > smallBody {
-		e.msg.Body = nil
+	if cap(e.body) > smallBody {
+		e.body = nil
 	}
 	e.due, e.expires, e.attempts, e.delivered = 0, 0, 0, false
 }
@@ -80,29 +99,24 @@ func (e *entry) reset() {
 // set makes e, new or reset, the entry of m, accepted at a time and counted
 // as size; a large body is the entry's to keep.
 func (e *entry) set(m *broker.Message, at int64, size int32) {
-	e.at, e.size = at, size
-	if e.plain = isPlain(m); e.plain {
-		e.msg.ID = m.ID
-	} else {
-		room := e.msg.Body
-		e.msg = *m
-		e.msg.Body = room
-	}
+	e.at, e.size, e.id = at, size, m.ID
 	switch n := len(m.Body); {
 	case n > smallBody:
-		e.msg.Body = m.Body
-	case n > cap(e.msg.Body):
-		e.msg.Body = bytes.Clone(m.Body)
+		e.body = m.Body
+	case n > cap(e.body):
+		e.body = bytes.Clone(m.Body)
 	default:
-		e.msg.Body = e.msg.Body[:n]
-		copy(e.msg.Body, m.Body)
+		if n != len(e.body) {
+			e.body = e.body[:n]
+		}
+		copy(e.body, m.Body)
 	}
-	if e.plain {
+	if isPlain(m) {
 		return
 	}
-	if len(m.Headers) > 0 {
-		e.msg.Headers = append(broker.Headers(nil), m.Headers...)
-	}
+	e.extra = &extra{Message: *m}
+	e.extra.ID, e.extra.Body = "", nil
+	e.extra.Headers = append(broker.Headers(nil), m.Headers...)
 	if m.TTL > 0 {
 		e.expires = at + int64(m.TTL)
 	}
@@ -122,7 +136,7 @@ func roomyEntry(n int) *entry {
 		entry
 		room [small]byte
 	}{}
-	e.msg.Body = e.room[:0]
+	e.body = e.room[:0]
 	return &e.entry
 }
 
@@ -131,7 +145,7 @@ func newEntry(m *broker.Message, at int64) *entry {
 	e := &entry{}
 	e.set(m, at, messageSize(m))
 	if len(m.Body) > smallBody {
-		e.msg.Body = append([]byte(nil), m.Body...)
+		e.body = append([]byte(nil), m.Body...)
 	}
 	return e
 }
@@ -139,26 +153,35 @@ func newEntry(m *broker.Message, at int64) *entry {
 // fill copies what e holds into d, whose Body is memory for that of e or nil.
 func (e *entry) fill(d *broker.Delivery) {
 	body := d.Body
-	if e.plain {
-		d.ID = e.msg.ID
-	} else {
-		d.Message = e.msg
-		d.Headers = append(broker.Headers(nil), e.msg.Headers...)
+	if e.extra != nil {
+		d.Message = e.extra.Message
+		d.Headers = append(broker.Headers(nil), e.extra.Headers...)
 	}
+	d.ID = e.id
 	if body == nil {
-		d.Body = append(body, e.msg.Body...)
+		d.Body = append(body, e.body...)
 	} else {
-		copy(body, e.msg.Body)
+		copy(body, e.body)
 		d.Body = body
 	}
 	d.Time = time.Unix(0, e.at)
 }
 
-// message returns a copy of what is stored, for Peek.
+// message returns a copy of what is stored.
 func (e *entry) message() broker.Message {
-	m := e.msg
+	m := e.stored()
 	m.Body = append([]byte(nil), m.Body...)
 	m.Headers = append(broker.Headers(nil), m.Headers...)
+	return m
+}
+
+// stored returns what is stored, not to be changed.
+func (e *entry) stored() broker.Message {
+	var m broker.Message
+	if e.extra != nil {
+		m = e.extra.Message
+	}
+	m.ID, m.Body = e.id, e.body
 	return m
 }
 
@@ -264,8 +287,8 @@ type entryHeap struct {
 }
 
 func before(a, b *entry) bool {
-	if a.msg.Priority != b.msg.Priority {
-		return a.msg.Priority > b.msg.Priority
+	if p, q := a.priority(), b.priority(); p != q {
+		return p > q
 	}
 	return a.seq < b.seq
 }
@@ -356,35 +379,36 @@ type group struct {
 }
 
 func (g *group) pushBack(e *entry) {
-	e.gprev, e.gnext = g.tail, nil
+	e.extra.gprev, e.extra.gnext = g.tail, nil
 	if g.tail == nil {
 		g.head = e
 	} else {
-		g.tail.gnext = e
+		g.tail.extra.gnext = e
 	}
 	g.tail = e
 }
 
 func (g *group) pushFront(e *entry) {
-	e.gprev, e.gnext = nil, g.head
+	e.extra.gprev, e.extra.gnext = nil, g.head
 	if g.head == nil {
 		g.tail = e
 	} else {
-		g.head.gprev = e
+		g.head.extra.gprev = e
 	}
 	g.head = e
 }
 
 func (g *group) remove(e *entry) {
-	if e.gprev == nil {
-		g.head = e.gnext
+	x := e.extra
+	if x.gprev == nil {
+		g.head = x.gnext
 	} else {
-		e.gprev.gnext = e.gnext
+		x.gprev.extra.gnext = x.gnext
 	}
-	if e.gnext == nil {
-		g.tail = e.gprev
+	if x.gnext == nil {
+		g.tail = x.gprev
 	} else {
-		e.gnext.gprev = e.gprev
+		x.gnext.extra.gprev = x.gprev
 	}
-	e.gprev, e.gnext = nil, nil
+	x.gprev, x.gnext = nil, nil
 }

@@ -42,7 +42,9 @@ func (in *intake) put(m *broker.Message, at int64, ahead *single) bool {
 		e = roomyEntry(len(m.Body))
 	}
 	e.set(m, at, size)
-	e.ahead = ahead
+	if ahead != nil {
+		e.attempt = ahead
+	}
 	in.entries = append(in.entries, e)
 	switch len(in.entries) {
 	case 1:
@@ -83,7 +85,7 @@ func (q *queue) absorb(open bool) {
 	in.mu.Unlock()
 	simple := q.cfg.Delay == 0 && q.cfg.TTL == 0 && q.srv.rules.retention == 0
 	for _, e := range es {
-		if simple && e.plain { // as below, for less
+		if simple && e.extra == nil { // as below, for less
 			q.seq++
 			e.seq, e.state = q.seq, ready
 			q.count[ready]++

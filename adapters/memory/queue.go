@@ -152,7 +152,7 @@ func (h *Queue) publish(ctx context.Context, p publication, s *sending) (duplica
 
 // setDefaults applies the queue's own delay and time to live.
 func (q *queue) setDefaults(e *entry) {
-	if q.cfg.Delay > 0 && e.msg.Delay == 0 {
+	if q.cfg.Delay > 0 && (e.extra == nil || e.extra.Delay == 0) {
 		e.due = e.at + int64(q.cfg.Delay)
 	}
 	q.setTTL(e, e.at)

@@ -15,8 +15,8 @@ type mutex struct {
 }
 
 const (
-	lockTries  = 16 // with lockPause: about half a microsecond
-	lockPause  = 60
+	lockTries  = 2 // with lockPause: as long as others hold it, mostly
+	lockPause  = 30
 	lockYields = 20
 )
 

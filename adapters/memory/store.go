@@ -69,7 +69,8 @@ func (q *queue) store(ctx context.Context, g *gate, p publication) (duplicate bo
 		t = now()
 	}
 	e := q.entry(p.m, t, size)
-	if e.ahead = ahead; ahead != nil {
+	if ahead != nil {
+		e.attempt = ahead
 		ahead.d.Time = time.Unix(0, t) // by now
 	}
 	q.setDefaults(e)
