@@ -82,7 +82,7 @@ func (c *Consumer) receive(ctx context.Context, max int) ([]*broker.Delivery, er
 			}
 			q.arm(t)
 			q.unlock()
-			fillAll(ds, es)
+			c.fill(ds, es, t)
 			return ds, err
 		}
 		if w == nil {
@@ -121,6 +121,20 @@ func (c *Consumer) ended() error {
 	c.q.mu.Lock()
 	defer c.q.mu.Unlock()
 	return c.err
+}
+
+// fill completes deliveries of a time: it sets their leases and copies what the
+// entries hold; nil: the delivery was made ahead. q.mu is not held: nobody
+// changes that while it may be copied.
+func (c *Consumer) fill(ds []*broker.Delivery, es []*entry, now int64) {
+	for i, d := range ds {
+		if c.lease > 0 {
+			d.SetLease(time.Unix(0, now+int64(c.lease)))
+		}
+		if es[i] != nil {
+			es[i].fill(d)
+		}
+	}
 }
 
 // take returns up to max deliveries, and in es the entries to fill them from;

@@ -360,7 +360,7 @@ func (q *queue) next() *entry {
 	return f
 }
 
-// hold gives e to c by the attempt s. q.mu is held.
+// hold gives e to c by the attempt s, whose lease is not set. q.mu is held.
 func (q *queue) hold(e *entry, c *Consumer, now int64, s *single) {
 	d := &s.d
 	if n := len(q.free); n > 0 {
@@ -383,7 +383,6 @@ func (q *queue) hold(e *entry, c *Consumer, now int64, s *single) {
 	q.schedule(e, 0)
 	if c.lease > 0 {
 		e.due = now + int64(c.lease)
-		d.SetLease(time.Unix(0, e.due))
 		if q.soon == 0 || e.due < q.soon {
 			q.soon = e.due
 		}

@@ -70,7 +70,8 @@ const (
 	entryOverhead = 512  // what a queue counts for a message on top of its bytes
 	smallBody     = 4096 // bodies up to here are copied into buffers that are used again
 	spareEntries  = 1024 // entries that a queue keeps for that
-	aheadEntries  = 4096 // where so many are ready, no more first attempts are made ahead
+	aheadFrom     = 32   // receivers are behind: publishers make first attempts for them,
+	aheadTo       = 4096 // but for those that have to wait for long
 )
 
 // messageSize is what a queue counts for m.

@@ -18,8 +18,9 @@ type intake struct {
 	bytes   int64    // of entries
 	credit  int64    // bytes that may come without asking the queue whether they fit
 	spare   []*entry // to be used again
+	before  int      // how many were ready when entries was empty
 	some    atomic.Bool
-	near    atomic.Bool // few are before the next: its first attempt is made ahead
+	ahead   atomic.Bool // publishers make first attempts: see aheadFrom
 }
 
 // put stores m, accepted at a time, with its first attempt if that was made
@@ -46,11 +47,14 @@ func (in *intake) put(m *broker.Message, at int64, ahead *single) bool {
 		e.attempt = ahead
 	}
 	in.entries = append(in.entries, e)
-	switch len(in.entries) {
-	case 1:
+	if len(in.entries) == 1 {
 		in.some.Store(true)
-	case aheadEntries:
-		in.near.Store(false)
+	}
+	switch in.before + len(in.entries) {
+	case aheadFrom:
+		in.ahead.Store(true)
+	case aheadTo:
+		in.ahead.Store(false)
 	}
 	in.mu.Unlock()
 	return true
@@ -72,7 +76,8 @@ func (q *queue) absorb(open bool) {
 	es := in.entries
 	in.entries, q.absorbed = q.absorbed, nil
 	in.some.Store(false)
-	in.near.Store(q.count[ready]+int64(len(es)) < aheadEntries)
+	in.before = int(q.count[ready]) + len(es)
+	in.ahead.Store(aheadFrom <= in.before && in.before < aheadTo)
 	if len(in.spare) < len(q.spare) {
 		in.spare, q.spare = q.spare, in.spare
 	}

@@ -78,14 +78,3 @@ func madeAhead(m *broker.Message, at int64) *single {
 	s.d.Time = time.Unix(0, at)
 	return s
 }
-
-// fillAll copies what the entries hold into their deliveries, but for those
-// without an entry, which were made ahead. queue.mu is not held: nobody changes
-// that while it may be copied.
-func fillAll(ds []*broker.Delivery, es []*entry) {
-	for i, d := range ds {
-		if es[i] != nil {
-			es[i].fill(d)
-		}
-	}
-}

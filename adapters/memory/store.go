@@ -32,7 +32,7 @@ func (q *queue) store(ctx context.Context, g *gate, p publication) (duplicate bo
 	key, dedups := q.dedupKey(p.m)
 	t := p.at
 	var ahead *single
-	if q.in.near.Load() {
+	if q.in.ahead.Load() {
 		ahead = madeAhead(p.m, t)
 	}
 	if !dedups && p.delay == 0 && q.in.put(p.m, t, ahead) {
