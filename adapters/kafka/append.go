@@ -10,7 +10,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// An appending is a record of AsyncAppend on its way.
+// An appending is a record of AsyncAppend on its way. It is three cache lines:
+// when it is answered, all of them have left the caches.
 type appending struct {
 	item
 	answer broker.Answer
@@ -22,8 +23,9 @@ func (a *appending) Value(key any) any { return a.value(key, a) }
 // A sheet is memory for some appendings. It is not used again: what others have
 // written since is slower to reach than new memory.
 type sheet struct {
-	items [20]appending // with next, for 4 KiB
-	next  atomic.Int32  // of items; it may count beyond the end
+	next  atomic.Int32 // of items; it may count beyond the end
+	_     [52]byte     // with what the runtime puts before it, a cache line
+	items [21]appending
 }
 
 // AsyncAppend does what broker.AsyncAppending promises, with franz-go's own
@@ -46,8 +48,12 @@ func (s *Stream) append(ctx context.Context, a *appending, r *broker.Record, ans
 	if !s.b.appends.Load() {
 		s.b.appends.Store(true)
 	}
-	a.Context, a.answer, a.rec.Context = ctx, answer, a
-	a.rec.Timestamp = time.Unix(0, clock.Now()) // left to the client, each record would read the clock twice
+	carried := ctx
+	if ctx.Done() != nil {
+		carried = &ending{Context: ctx}
+	}
+	a.begin(carried, time.Unix(0, clock.Now()))
+	a.answer, a.rec.Context = answer, a
 	if err := s.encode(ctx, s.b.client, &a.item, r, nil); err != nil {
 		return err
 	}

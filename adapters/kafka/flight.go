@@ -18,6 +18,7 @@ type flight struct {
 	from    int // what the first item is of the load
 	items   []sending
 	results []result // of items
+	endings []ending // the items' contexts, where they may end; empty: they may not
 	left    atomic.Int64
 	done    chan struct{} // gets one when all is answered
 	landed  bool          // done was seen
@@ -27,7 +28,7 @@ type flight struct {
 	kept    copies        // for copies
 }
 
-// A sending is an item of a flight.
+// A sending is an item of a flight. It is three cache lines.
 type sending struct {
 	item
 	flight *flight
@@ -87,7 +88,12 @@ func (b *Broker) newFlight(ctx context.Context, l load, from, n int) *flight {
 	}
 	f.from, f.lends, f.held, f.copies = from, b.lends, !b.lends, nil
 	f.left.Store(int64(n) + 1)
+	f.endings = f.endings[:0]
 	if copied {
+		if cap(f.endings) < n {
+			f.endings = make([]ending, 0, cap(f.items))
+		}
+		f.endings = f.endings[:n]
 		f.copies = f.kept.begin(b.lends, size)
 	}
 	return f
@@ -107,11 +113,17 @@ func (f *flight) free() {
 // Value is how a sending is found where a hook has wrapped the record's context.
 func (it *sending) Value(key any) any { return it.value(key, it) }
 
-// begin makes an item part of a flight. It carries the time now: left to the
-// client, each record would read the clock.
+// begin makes a sending part of a flight, if it has one.
 func (it *sending) begin(ctx context.Context, f *flight, i int, now time.Time) {
-	*it = sending{item: item{Context: ctx}, flight: f, index: int32(i)} //nolint:gosec // flights are smaller
-	it.rec.Timestamp, it.rec.Context = now, it
+	*it = sending{flight: f, index: int32(i)} //nolint:gosec // flights are smaller
+	if f != nil && len(f.endings) > 0 {
+		e := &f.endings[i]
+		e.Context = ctx
+		e.placed.Store(false)
+		ctx = e
+	}
+	it.item.begin(ctx, now)
+	it.rec.Context = it
 }
 
 func delivered(r *kgo.Record, err error) {

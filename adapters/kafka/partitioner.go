@@ -62,11 +62,13 @@ type pinningTopic struct {
 // RequiresConsistency is what the client asks first, once it has room for a
 // record and before others can see it.
 func (p *pinningTopic) RequiresConsistency(r *kgo.Record) bool {
-	it := itemOf(r)
-	if it != nil && it.Context.Done() != nil {
-		it.placed.Store(true)
+	p.pinned = false
+	if r.Partition != unpinned {
+		if it := itemOf(r); it != nil {
+			it.place()
+			p.pinned = r.Partition >= 0
+		}
 	}
-	p.pinned = it != nil && it.pin
 	return p.pinned || p.inner.RequiresConsistency(r)
 }
 

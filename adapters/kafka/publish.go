@@ -5,23 +5,67 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"github.com/queuestream/broker"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// An item is one record on its way to the broker. It is its record's Context,
-// which is how the promise and the partitioner find it without an allocation
-// for each record, and the context that the client gets: of the call until the
-// client has room for the record, and one without an end from then on. The
-// client looks at one record's context for a whole partition; the end of one
-// call would fail what others publish.
+// An item is one record on its way to the broker. What has it (a carrier) is its
+// record's Context, which is how the promise and the partitioner find it without
+// an allocation for each record, and the context that the client gets: of the
+// call until the client has room for the record, and one without an end from
+// then on. The client looks at one record's context for a whole partition; the
+// end of one call would fail what others publish.
 type item struct {
-	context.Context //nolint:containedctx // it is the record's context, for as long as the record is on its way
 	rec             kgo.Record
-	placed          atomic.Bool // the client has it in a partition, or is about to; where its context may end
-	pin             bool
+	context.Context //nolint:containedctx // it is the record's context, for as long as the record is on its way
+}
+
+// What the Partition of a record is that is not pinned, until it has one.
+const (
+	unpinned       int32 = -1
+	unpinnedEnding int32 = -2 // its context may end: the partitioner has to place it
+)
+
+// begin sets what all items have; its context is an *ending if it may end. It
+// carries the time now: left to the client, each record would read the clock.
+func (it *item) begin(ctx context.Context, now time.Time) {
+	it.Context, it.rec.Timestamp, it.rec.Partition = ctx, now, unpinned
+	if _, ok := ctx.(*ending); ok {
+		it.rec.Partition = unpinnedEnding
+	}
+}
+
+// place is called once the client has the record in a partition, or is about
+// to: its context has no end any more.
+func (it *item) place() {
+	if e, ok := it.Context.(*ending); ok {
+		e.placed.Store(true)
+	}
+}
+
+// An ending is a context that may end until a record is placed.
+type ending struct {
+	context.Context //nolint:containedctx // it is a context
+	placed          atomic.Bool
+}
+
+// Done is the call's until the record is placed; then there is no end.
+func (e *ending) Done() <-chan struct{} {
+	if e.placed.Load() {
+		return nil
+	}
+	return e.Context.Done()
+}
+
+// Err is of the same context as Done.
+func (e *ending) Err() error {
+	if e.placed.Load() {
+		return nil
+	}
+	return e.Context.Err()
 }
 
 type itemKey struct{}
@@ -31,22 +75,6 @@ func (it *item) value(key, self any) any {
 		return self
 	}
 	return it.Context.Value(key)
-}
-
-// Done is the call's until the record is placed; then there is no end.
-func (it *item) Done() <-chan struct{} {
-	if it.placed.Load() {
-		return nil
-	}
-	return it.Context.Done()
-}
-
-// Err is of the same context as Done.
-func (it *item) Err() error {
-	if it.placed.Load() {
-		return nil
-	}
-	return it.Context.Err()
 }
 
 // carrierOf returns what a record is part of: a *sending or an *appending.
@@ -88,7 +116,7 @@ func (b *Broker) produce(ctx context.Context, met *atomic.Bool, it *item, promis
 	if err := await(ctx, func() (bool, error) { return b.opts.hasRoom(b.client, size), nil }); err != nil {
 		return err
 	}
-	it.placed.Store(true)
+	it.place()
 	b.client.TryProduce(it.rec.Context, &it.rec, promise)
 	return nil
 }

@@ -90,7 +90,7 @@ func (o *copyOut) encode(it *item, cp *copies) {
 	if !o.due.IsZero() {
 		due := o.due.Add(time.Millisecond - time.Nanosecond) // rounded up: never early
 		add(headerDue, strconv.FormatInt(due.UnixMilli(), 10))
-		it.pin, r.Partition = true, retryPartition(time.Until(o.due))
+		r.Partition = retryPartition(time.Until(o.due))
 	}
 	for i := range m.Headers {
 		if m.Headers[i].Key == HeaderKey && r.Key == nil {

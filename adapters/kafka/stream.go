@@ -143,7 +143,7 @@ func (s *Stream) encode(ctx context.Context, client *kgo.Client, it *item, r *br
 		return err
 	}
 	out := &it.rec
-	out.Topic, it.pin = s.topic.name, r.Pin
+	out.Topic = s.topic.name
 	if r.Pin {
 		if err := s.hasPartition(ctx, client, r.Partition); err != nil {
 			return err
