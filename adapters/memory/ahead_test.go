@@ -2,6 +2,7 @@ package memory
 
 import (
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/queuestream/broker"
@@ -20,36 +21,42 @@ func madeAheadIn(q *queue) (n int) {
 }
 
 // Publishers make first attempts where receivers are behind, but not for a
-// backlog: it would take twice its memory.
+// backlog, whether it is due or not: it would take twice its memory.
 func TestAheadIsBounded(t *testing.T) {
-	b := open(t, nil)
-	q := declare(t, b, "q", broker.QueueConfig{})
-	c := consume(t, q, nil)
-	for range aheadFrom {
-		send(t, q, body("x"))
-	}
-	if n := madeAheadIn(q.q); n != 0 {
-		t.Errorf("%d were made for %d messages", n, aheadFrom)
-	}
-	for i := range 3 * aheadTo {
-		send(t, q, body("x"))
-		if i%100 == 0 {
-			if _, err := b.QueueStats(t.Context(), "q"); err != nil { // lets in what came
-				t.Fatal(err)
-			}
-		}
-	}
-	if n := madeAheadIn(q.q); n == 0 || n > aheadTo {
-		t.Errorf("%d were made, want some and at most %d", n, aheadTo)
-	}
-	for left := aheadFrom + 3*aheadTo; left > 0; {
-		ds, err := c.Receive(t.Context(), 1000)
-		check(t, err)
-		check(t, broker.AckAll(t.Context(), ds...))
-		left -= len(ds)
-	}
-	if n := madeAheadIn(q.q); n != 0 {
-		t.Errorf("%d are left", n)
+	for name, delay := range map[string]time.Duration{"due": 0, "not due": time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := open(t, nil)
+				q := declare(t, b, "q", broker.QueueConfig{Delay: delay})
+				c := consume(t, q, nil)
+				for range aheadFrom {
+					send(t, q, body("x"))
+				}
+				if n := madeAheadIn(q.q); n != 0 {
+					t.Errorf("%d were made for %d messages", n, aheadFrom)
+				}
+				for i := range 3 * aheadTo {
+					send(t, q, body("x"))
+					if i%100 == 0 {
+						if _, err := b.QueueStats(t.Context(), "q"); err != nil { // lets in what came
+							t.Fatal(err)
+						}
+					}
+				}
+				if n := madeAheadIn(q.q); n == 0 || n > aheadTo {
+					t.Errorf("%d were made, want some and at most %d", n, aheadTo)
+				}
+				for left := aheadFrom + 3*aheadTo; left > 0; {
+					ds, err := c.Receive(t.Context(), 1000)
+					check(t, err)
+					check(t, broker.AckAll(t.Context(), ds...))
+					left -= len(ds)
+				}
+				if n := madeAheadIn(q.q); n != 0 {
+					t.Errorf("%d are left", n)
+				}
+			})
+		})
 	}
 }
 

@@ -18,7 +18,7 @@ type intake struct {
 	bytes   int64    // of entries
 	credit  int64    // bytes that may come without asking the queue whether they fit
 	spare   []*entry // to be used again
-	before  int      // how many were ready when entries was empty
+	before  int      // how many were in the queue and in nobody's hands when entries was empty
 	some    atomic.Bool
 	ahead   atomic.Bool // publishers make first attempts: see aheadFrom
 }
@@ -76,7 +76,7 @@ func (q *queue) absorb(open bool) {
 	es := in.entries
 	in.entries, q.absorbed = q.absorbed, nil
 	in.some.Store(false)
-	in.before = int(q.count[ready]) + len(es)
+	in.before = int(q.count[waiting]+q.count[delayed]+q.count[ready]) + len(es)
 	in.ahead.Store(aheadFrom <= in.before && in.before < aheadTo)
 	if len(in.spare) < len(q.spare) {
 		in.spare, q.spare = q.spare, in.spare
