@@ -89,7 +89,11 @@ func (s *Stream) answer(a *appending, err error) {
 	if err == nil {
 		receipt.Partition, receipt.Offset = a.rec.Partition, broker.NewOffset(a.rec.Offset)
 	} else {
-		err = fail("publish", s.topic.name, publishError(a.Context, err))
+		ctx := a.Context
+		if e, ok := ctx.(*ending); ok {
+			ctx = e.Context
+		}
+		err = fail("publish", s.topic.name, publishError(ctx, err))
 	}
 	if s.b.lends { // neighbours on the sheet may be on their way for longer
 		a.rec.Key, a.rec.Value, a.rec.Headers = nil, nil, nil

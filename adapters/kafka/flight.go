@@ -105,6 +105,7 @@ func (f *flight) free() {
 		return
 	}
 	clear(f.results)
+	clear(f.endings)
 	if class := bits.Len(uint(cap(f.items) - 1)); class <= maxFlightBits {
 		flights[class].Put(f)
 	}

@@ -64,7 +64,7 @@ type pinningTopic struct {
 func (p *pinningTopic) RequiresConsistency(r *kgo.Record) bool {
 	p.pinned = false
 	if r.Partition != unpinned {
-		if it := itemOf(r); it != nil {
+		if it := itemOf(r); it != nil && &it.rec == r { // not one that a hook made of it
 			it.place()
 			p.pinned = r.Partition >= 0
 		}

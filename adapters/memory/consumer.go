@@ -159,7 +159,7 @@ func (c *Consumer) take(max int, now int64, es []*entry) ([]*broker.Delivery, []
 			from = nil
 		} else {
 			if room == nil {
-				room = slabs.Get().(*slab)
+				room = q.srv.slab()
 			}
 			s = room.single(e)
 			s.d.Body = room.body(len(e.body))
@@ -175,7 +175,7 @@ func (c *Consumer) take(max int, now int64, es []*entry) ([]*broker.Delivery, []
 		c.duplicate(e, now)
 	}
 	if room != nil {
-		slabs.Put(room)
+		q.srv.slabs.Put(room)
 	}
 	return ds, es, nil
 }

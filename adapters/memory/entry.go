@@ -94,7 +94,7 @@ func (e *entry) reset() {
 	if cap(e.body) > smallBody {
 		e.body = nil
 	}
-	e.due, e.expires, e.attempts, e.delivered = 0, 0, 0, false
+	e.id, e.due, e.expires, e.attempts, e.delivered = "", 0, 0, 0, false
 }
 
 // set makes e, new or reset, the entry of m, accepted at a time and counted

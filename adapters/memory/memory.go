@@ -109,6 +109,7 @@ type server struct {
 	rules    *rules
 	faults   atomic.Pointer[faults] // nil: none
 	injector injector
+	slabs    sync.Pool // of *slab, that nobody takes from this moment
 
 	mu        sync.RWMutex
 	queues    map[string]*queue

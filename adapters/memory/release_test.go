@@ -86,3 +86,37 @@ func TestClosedBrokersAreLetGo(t *testing.T) {
 		})
 	}
 }
+
+// A delivery that a program keeps keeps no other broker than its own.
+func TestKeptDeliveriesKeepNoOtherBroker(t *testing.T) {
+	deliver := func(t *testing.T) (*Broker, *broker.Delivery) {
+		t.Helper()
+		b := open(t, nil)
+		q := declare(t, b, "q", broker.QueueConfig{})
+		send(t, q, body("a"))
+		return b, one(t, consume(t, q, nil), "a")
+	}
+	_, kept := deliver(t)
+	var held weak.Pointer[server]
+	func() {
+		b, err := Open(t.Context(), nil)
+		check(t, err)
+		q := declare(t, b, "q", broker.QueueConfig{})
+		for range 2 * slabDeliveries {
+			send(t, q, body("b"))
+			check(t, one(t, consume(t, q, nil), "b").Ack(t.Context()))
+		}
+		held = weak.Make(b.srv)
+		check(t, b.Close())
+	}()
+	for range 20 {
+		runtime.GC()
+		if held.Value() == nil {
+			break
+		}
+	}
+	if held.Value() != nil {
+		t.Error("what a closed broker held is still kept")
+	}
+	runtime.KeepAlive(kept)
+}

@@ -1,7 +1,6 @@
 package memory
 
 import (
-	"sync"
 	"time"
 
 	"github.com/queuestream/broker"
@@ -9,7 +8,7 @@ import (
 
 // A slab is room for the next deliveries and their bodies, so that few of them
 // cost an allocation. A delivery that is kept keeps its neighbours' memory too:
-// the constants say how much that is.
+// the constants say how much that is. They are of one broker.
 type slab struct {
 	singles []single // unused from used on
 	used    int
@@ -23,15 +22,20 @@ type single struct {
 	ds [1]*broker.Delivery
 }
 
-// slabs are those that nobody takes from this moment.
-var slabs = sync.Pool{New: func() any { return new(slab) }}
-
 const (
 	slabDeliveries = 12 // with slabBytes: two size classes of the runtime that waste little
 	slabBytes      = 3072
 	slabBody       = 1024 // a larger body has memory of its own
 	slabMessage    = 2048 // the delivery of a larger message has, too
 )
+
+// slab takes one of the broker's; it is to be put back.
+func (s *server) slab() *slab {
+	if room, ok := s.slabs.Get().(*slab); ok {
+		return room
+	}
+	return new(slab)
+}
 
 // single returns an empty delivery for e.
 func (s *slab) single(e *entry) *single {
@@ -65,16 +69,16 @@ func (s *slab) body(n int) []byte {
 // madeAhead returns the first attempt at m, accepted at a time, but for what is
 // known when it is received; nil for a message that is not small and plain. The
 // publisher has m at hand, and would otherwise wait for those who receive.
-func madeAhead(m *broker.Message, at int64) *single {
+func (s *server) madeAhead(m *broker.Message, at int64) *single {
 	if len(m.Body) > slabBody || !isPlain(m) {
 		return nil
 	}
-	room := slabs.Get().(*slab)
-	s := room.small()
-	s.d.Body = room.body(len(m.Body))
-	slabs.Put(room)
-	s.d.ID = m.ID
-	copy(s.d.Body, m.Body)
-	s.d.Time = time.Unix(0, at)
-	return s
+	room := s.slab()
+	a := room.small()
+	a.d.Body = room.body(len(m.Body))
+	s.slabs.Put(room)
+	a.d.ID = m.ID
+	copy(a.d.Body, m.Body)
+	a.d.Time = time.Unix(0, at)
+	return a
 }

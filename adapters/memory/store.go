@@ -33,7 +33,7 @@ func (q *queue) store(ctx context.Context, g *gate, p publication) (duplicate bo
 	t := p.at
 	var ahead *single
 	if q.in.ahead.Load() {
-		ahead = madeAhead(p.m, t)
+		ahead = q.srv.madeAhead(p.m, t)
 	}
 	if !dedups && p.delay == 0 && q.in.put(p.m, t, ahead) {
 		if q.parked.Load() > 0 {
