@@ -373,10 +373,7 @@ func (q *queue) hold(e *entry, c *Consumer, now int64, s *single) {
 	}
 	q.setState(e, inFlight)
 	e.attempts++
-	if e.attempt != s {
-		e.attempt = s
-	}
-	e.holder, e.delivered = c, true
+	e.attempt, e.holder, e.delivered = s, c, true
 	c.open++
 	d.Attempt = int(e.attempts)
 	d.Bind(c, uint64(e.slot), 0)

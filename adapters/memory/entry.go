@@ -88,13 +88,10 @@ func isPlain(m *broker.Message) bool {
 
 // reset makes e fit for set again. It keeps nothing of the program's alive.
 func (e *entry) reset() {
-	if e.extra != nil {
-		e.extra = nil
-	}
 	if cap(e.body) > smallBody {
 		e.body = nil
 	}
-	e.id, e.due, e.expires, e.attempts, e.delivered = "", 0, 0, 0, false
+	e.extra, e.id, e.due, e.expires, e.attempts, e.delivered = nil, "", 0, 0, 0, false
 }
 
 // set makes e, new or reset, the entry of m, accepted at a time and counted
@@ -107,9 +104,7 @@ func (e *entry) set(m *broker.Message, at int64, size int32) {
 	case n > cap(e.body):
 		e.body = bytes.Clone(m.Body)
 	default:
-		if n != len(e.body) {
-			e.body = e.body[:n]
-		}
+		e.body = e.body[:n]
 		copy(e.body, m.Body)
 	}
 	if isPlain(m) {

@@ -10,8 +10,8 @@ import (
 // An intake is where publishers leave messages without waiting for those who
 // receive and settle: they meet at its lock alone. What is in it counts as
 // stored, after all that is in the queue; lock brings it there for those who
-// look at more than what is next. Its lock may be taken while queue.mu is held, not the other way
-// round.
+// look at more than what is next. Its lock may be taken while queue.mu is held,
+// not the other way round.
 type intake struct {
 	mu      mutex
 	entries []*entry
@@ -43,9 +43,7 @@ func (in *intake) put(m *broker.Message, at int64, ahead *single) bool {
 		e = roomyEntry(len(m.Body))
 	}
 	e.set(m, at, size)
-	if ahead != nil {
-		e.attempt = ahead
-	}
+	e.attempt = ahead
 	in.entries = append(in.entries, e)
 	if len(in.entries) == 1 {
 		in.some.Store(true)

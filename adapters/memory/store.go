@@ -69,8 +69,7 @@ func (q *queue) store(ctx context.Context, g *gate, p publication) (duplicate bo
 		t = now()
 	}
 	e := q.entry(p.m, t, size)
-	if ahead != nil {
-		e.attempt = ahead
+	if e.attempt = ahead; ahead != nil {
 		ahead.d.Time = time.Unix(0, t) // by now
 	}
 	q.setDefaults(e)
