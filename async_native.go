@@ -60,8 +60,8 @@ func (a *nativeAsync) init(o AsyncOptions) {
 // enter waits for room until ctx ends. With an error done is not called;
 // otherwise the answer calls it, or leaves.
 func (a *nativeAsync) enter(ctx context.Context, size int, done func(Receipt, error)) (Answer, error) {
-	if err := ContextError(ctx); err != nil {
-		return Answer{}, err
+	if ctx.Err() != nil {
+		return Answer{}, ContextError(ctx)
 	}
 	a.mu.Lock()
 	if a.closed || len(a.line) > 0 || !a.room(size) {

@@ -213,7 +213,7 @@ func (b *Broker) deleteTopics(ctx context.Context, names ...string) error {
 			return bounded(ctx, authError(err))
 		}
 		// What is known of the topic belongs to the one that is gone.
-		b.met.of(name).Store(false) // first: the client asks for its partitioner anew
+		b.met.of(name).known.Store(false) // first: the client asks for its partitioner anew
 		b.client.PurgeTopicsFromProducing(name)
 		err := await(ctx, func() (bool, error) {
 			details, err := b.admin.ListTopics(ctx, name)

@@ -2,7 +2,6 @@ package kafka
 
 import (
 	"context"
-	"sync/atomic"
 	"time"
 
 	"github.com/queuestream/broker"
@@ -20,25 +19,16 @@ type appending struct {
 // Value is how an appending is found where a hook has wrapped the record's context.
 func (a *appending) Value(key any) any { return a.value(key, a) }
 
-// A sheet is memory for some appendings. It is not used again: what others have
-// written since is slower to reach than new memory.
-type sheet struct {
-	next  atomic.Int32 // of items; it may count beyond the end
-	_     [52]byte     // with what the runtime puts before it, a cache line
-	items [21]appending
-}
-
 // AsyncAppend does what broker.AsyncAppending promises, with franz-go's own
 // pipeline. What is on its way Shutdown waits for and Close fails.
 func (s *Stream) AsyncAppend(ctx context.Context, r broker.Record, answer broker.Answer) error {
-	a := s.newAppending()
-	if err := s.append(ctx, a, &r, answer); err != nil {
+	if err := s.append(ctx, &r, answer); err != nil {
 		return fail("publish", s.topic.name, err)
 	}
 	return nil
 }
 
-func (s *Stream) append(ctx context.Context, a *appending, r *broker.Record, answer broker.Answer) error {
+func (s *Stream) append(ctx context.Context, r *broker.Record, answer broker.Answer) error {
 	if s.closed.Load() {
 		return broker.ErrClosed
 	}
@@ -52,11 +42,14 @@ func (s *Stream) append(ctx context.Context, a *appending, r *broker.Record, ans
 	if ctx.Done() != nil {
 		carried = &ending{Context: ctx}
 	}
-	a.begin(carried, time.Unix(0, clock.Now()))
-	a.answer, a.rec.Context = answer, a
+	now := clock.Now()
+	a := s.newAppending(r, now)
+	a.begin(carried, time.Unix(0, now))
+	a.rec.Context = a
 	if err := s.encode(ctx, s.b.client, &a.item, r, nil); err != nil {
 		return err
 	}
+	a.answer = answer
 	promise := s.appended
 	if !s.b.lends { // hooks may keep a record, and take its context away
 		promise = func(_ *kgo.Record, err error) { s.answer(a, err) }
@@ -64,17 +57,20 @@ func (s *Stream) append(ctx context.Context, a *appending, r *broker.Record, ans
 	return s.b.produce(ctx, s.met, &a.item, promise)
 }
 
-// newAppending takes an item of the stream's sheet, or of a new one.
-func (s *Stream) newAppending() *appending {
-	for {
-		p := s.sheet.Load()
-		if p != nil {
-			if i := int(p.next.Add(1)) - 1; i < len(p.items) {
-				return &p.items[i]
-			}
+// newAppending returns memory for a record on its way. Where hooks may keep it,
+// it is apart from what others refer to.
+func (s *Stream) newAppending(r *broker.Record, now int64) *appending {
+	switch {
+	case !s.b.lends:
+		return new(appending)
+	case r.Pin && r.Partition >= 0:
+		return s.sheets.item(int(r.Partition), now)
+	case len(r.Key) > 0:
+		if n := s.met.partitions.Load(); n > 0 {
+			return s.sheets.item(hashed(r.Key, int(n)), now)
 		}
-		s.sheet.CompareAndSwap(p, new(sheet))
 	}
+	return s.sheets.item(-1, now)
 }
 
 // answered is the promise of records that are in nobody else's hands.
@@ -95,8 +91,10 @@ func (s *Stream) answer(a *appending, err error) {
 		}
 		err = fail("publish", s.topic.name, publishError(ctx, err))
 	}
+	answer := a.answer
 	if s.b.lends { // neighbours on the sheet may be on their way for longer
 		a.rec.Key, a.rec.Value, a.rec.Headers = nil, nil, nil
+		a.answer = broker.Answer{}
 	}
-	a.answer.Give(receipt, err)
+	answer.Give(receipt, err)
 }

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"weak"
 
 	"github.com/queuestream/broker"
 	"github.com/queuestream/broker/adapters/kafka"
@@ -308,6 +310,31 @@ func TestAppendCloseUnderWay(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// What a record and its answer refer to is let go once it is answered, however
+// long the stream is idle then.
+func TestAppendLetsGo(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	s := declare(t, open(t, &kafka.Options{Brokers: fake(t).ListenAddrs()}), broker.StreamConfig{})
+	publish(t, s, 1) // the client knows the topic
+	a := broker.NewAsyncAppender(s, nil)
+	held := func() weak.Pointer[answers] {
+		got := &answers{}
+		a.Publish(ctx, broker.Record{Value: []byte("v")}, got.of(0))
+		if err := a.Flush(ctx); err != nil || got.count() != 1 {
+			t.Errorf("%v: %d answers", err, got.count())
+		}
+		return weak.Make(got)
+	}()
+	eventually(t, "what the answer went to to be let go", func() bool {
+		runtime.GC()
+		return held.Value() == nil
+	})
+	if err := a.Close(ctx); err != nil {
+		t.Error(err)
 	}
 }
 

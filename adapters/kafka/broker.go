@@ -134,7 +134,7 @@ func (b *Broker) openStream(ctx context.Context, name string, opts *broker.Strea
 			return nil, err
 		}
 	}
-	s := &Stream{b: b, topic: t, met: b.met.of(name), caps: c, count: t.partitions}
+	s := &Stream{b: b, topic: t, met: b.met.of(name), caps: c, count: t.partitions, sheets: newSheets(t.partitions)}
 	s.appended = s.answered
 	return s, b.add(s)
 }

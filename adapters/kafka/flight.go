@@ -182,7 +182,7 @@ func (b *Broker) deliver(ctx context.Context, l load, n int) {
 
 // start hands a flight to the client, unless publishing is denied.
 func (b *Broker) start(ctx context.Context, f *flight, l load, now time.Time, denied error) {
-	var met *atomic.Bool
+	var met *metTopic
 	topic := ""
 	for i := range f.items {
 		it := &f.items[i]
@@ -200,9 +200,9 @@ func (b *Broker) start(ctx context.Context, f *flight, l load, now time.Time, de
 			if !b.lends { // hooks may take the record's context away
 				promise = func(_ *kgo.Record, err error) { it.settled(err) }
 			}
-			known := met.Load()
+			known := met.known.Load()
 			err = b.produce(ctx, met, &it.item, promise)
-			if !known || !met.Load() { // the client's search for a topic, or for one deleted meanwhile, keeps a context
+			if !known || !met.known.Load() { // the client's search for a topic, or for one deleted meanwhile, keeps a context
 				f.held = true
 			}
 		}

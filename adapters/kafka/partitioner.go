@@ -11,16 +11,25 @@ import (
 // the Java client, records without a key in runs of 64 KiB to the partition
 // with the least waiting), which also sends pinned records where they go.
 func newPartitioner(met *metTopics) kgo.Partitioner {
-	return pinning{kgo.UniformBytesPartitioner(64<<10, true, true, nil), met}
+	return pinning{kgo.UniformBytesPartitioner(64<<10, true, true, hashed), met}
 }
 
-// metTopics are those that a client has the partitions of.
+// hashed returns the partition of n that the Java client sends a key to.
+var hashed = kgo.KafkaHasher(murmur2)
+
+// metTopics are those that a client has been asked to publish to.
 type metTopics struct {
 	mu sync.RWMutex
-	m  map[string]*atomic.Bool
+	m  map[string]*metTopic
 }
 
-func (t *metTopics) of(topic string) *atomic.Bool {
+// A metTopic is what is known of how a client publishes to a topic.
+type metTopic struct {
+	known      atomic.Bool  // it has the topic's partitions
+	partitions atomic.Int32 // how many it last chose from for a key; 0: none yet
+}
+
+func (t *metTopics) of(topic string) *metTopic {
 	t.mu.RLock()
 	met := t.m[topic]
 	t.mu.RUnlock()
@@ -30,10 +39,10 @@ func (t *metTopics) of(topic string) *atomic.Bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.m == nil {
-		t.m = map[string]*atomic.Bool{}
+		t.m = map[string]*metTopic{}
 	}
 	if t.m[topic] == nil {
-		t.m[topic] = &atomic.Bool{}
+		t.m[topic] = &metTopic{}
 	}
 	return t.m[topic]
 }
@@ -45,10 +54,11 @@ type pinning struct {
 
 // ForTopic is asked once for a topic, when it has partitions.
 func (p pinning) ForTopic(topic string) kgo.TopicPartitioner {
-	p.met.of(topic).Store(true)
+	met := p.met.of(topic)
+	met.known.Store(true)
 	inner := p.Partitioner.ForTopic(topic)
 	backup, _ := inner.(kgo.TopicBackupPartitioner)
-	return &pinningTopic{inner: inner, backup: backup}
+	return &pinningTopic{inner: inner, backup: backup, met: met}
 }
 
 // A pinningTopic is asked for one record after the other, under a lock of the
@@ -56,6 +66,8 @@ func (p pinning) ForTopic(topic string) kgo.TopicPartitioner {
 type pinningTopic struct {
 	inner  kgo.TopicPartitioner
 	backup kgo.TopicBackupPartitioner
+	met    *metTopic
+	n      int  // met.partitions
 	pinned bool // the record
 }
 
@@ -85,6 +97,10 @@ func (p *pinningTopic) PartitionByBackup(r *kgo.Record, n int, backup kgo.TopicB
 	}
 	if p.backup == nil {
 		return p.inner.Partition(r, n)
+	}
+	if n != p.n && r.Key != nil {
+		p.n = n
+		p.met.partitions.Store(int32(n)) //nolint:gosec // Kafka counts partitions in 32 bits
 	}
 	return p.backup.PartitionByBackup(r, n, backup)
 }

@@ -8,14 +8,19 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// mayPublish asks, before the first record, whether the cluster gives this
-// user a producer id. A client that was refused one once fails all records for
-// ever, also when the right is there by then; so it begins only when it will
-// not be. Whatever else goes wrong the client deals with by itself.
+// mayPublish is nil unless this user is refused what publishing takes.
 func (b *Broker) mayPublish(ctx context.Context) error {
 	if b.publishes.Load() {
 		return nil
 	}
+	return b.askToPublish(ctx)
+}
+
+// askToPublish asks, before the first record, whether the cluster gives this
+// user a producer id. A client that was refused one once fails all records for
+// ever, also when the right is there by then; so it begins only when it will
+// not be. Whatever else goes wrong the client deals with by itself.
+func (b *Broker) askToPublish(ctx context.Context) error {
 	select {
 	case b.asking <- struct{}{}:
 		defer func() { <-b.asking }()

@@ -98,8 +98,8 @@ func itemOf(r *kgo.Record) *item {
 
 // produce hands a record to the client that publishes, waiting for room until
 // ctx ends. With an error promise is not called.
-func (b *Broker) produce(ctx context.Context, met *atomic.Bool, it *item, promise func(*kgo.Record, error)) error {
-	if met.Load() {
+func (b *Broker) produce(ctx context.Context, met *metTopic, it *item, promise func(*kgo.Record, error)) error {
+	if met.known.Load() {
 		b.client.Produce(it.rec.Context, &it.rec, promise)
 		return nil
 	}

@@ -14,11 +14,11 @@ import (
 type Stream struct {
 	b     *Broker
 	topic *topic
-	met   *atomic.Bool // the client that publishes knows the topic
+	met   *metTopic
 	caps  broker.StreamCapabilities
 
 	appended func(*kgo.Record, error) // answered, bound once
-	sheet    atomic.Pointer[sheet]    // of newAppending
+	sheets   sheets                   // of newAppending
 
 	mu      sync.Mutex
 	members map[*GroupConsumer]struct{}
