@@ -60,17 +60,10 @@ func (s *Stream) append(ctx context.Context, r *broker.Record, answer broker.Ans
 // newAppending returns memory for a record on its way. Where hooks may keep it,
 // it is apart from what others refer to.
 func (s *Stream) newAppending(r *broker.Record, now int64) *appending {
-	switch {
-	case !s.b.lends:
+	if !s.b.lends {
 		return new(appending)
-	case r.Pin && r.Partition >= 0:
-		return s.sheets.item(int(r.Partition), now)
-	case len(r.Key) > 0:
-		if n := s.met.partitions.Load(); n > 0 {
-			return s.sheets.item(hashed(r.Key, int(n)), now)
-		}
 	}
-	return s.sheets.item(-1, now)
+	return s.sheets.item(s.partitionOf(r), now)
 }
 
 // answered is the promise of records that are in nobody else's hands.

@@ -3,6 +3,7 @@ package kafka
 import (
 	"context"
 	"math/bits"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,6 +18,7 @@ import (
 type flight struct {
 	from    int // what the first item is of the load
 	items   []sending
+	places  []int32  // of the records, in items; see arrange
 	results []result // of items
 	endings []ending // the items' contexts, where they may end; empty: they may not
 	left    atomic.Int64
@@ -48,6 +50,8 @@ type result struct {
 type load interface {
 	// size is of what encode copies of record i.
 	size(i int) int
+	// partition is where record i goes most likely; negative: anywhere.
+	partition(i int) int
 	// encode translates record i.
 	encode(i int, it *item, cp *copies) error
 	// answer tells what became of record i.
@@ -180,12 +184,49 @@ func (b *Broker) deliver(ctx context.Context, l load, n int) {
 	}
 }
 
+// arranged is from how many records on a flight is larger than the caches that
+// make it all the same where an item is.
+const arranged = 500
+
+// arrange returns where each record is among the items: side by side with those
+// of its partition, for the reason that a sheet tells. With nil they are in order.
+func (f *flight) arrange(l load) []int32 {
+	n := len(f.items)
+	if n < arranged {
+		return nil
+	}
+	f.places = slices.Grow(f.places[:0], n)[:n]
+	var next [1 + maxSheets]int32 // place for a record: of no partition, of one
+	for i := range f.places {
+		side := 0
+		if p := l.partition(f.from + i); p >= 0 {
+			side = 1 + p%maxSheets
+		}
+		f.places[i] = int32(side) //nolint:gosec // an index of next
+		next[side]++
+	}
+	begin := int32(0)
+	for side, count := range next {
+		next[side] = begin
+		begin += count
+	}
+	for i, side := range f.places {
+		f.places[i] = next[side]
+		next[side]++
+	}
+	return f.places
+}
+
 // start hands a flight to the client, unless publishing is denied.
 func (b *Broker) start(ctx context.Context, f *flight, l load, now time.Time, denied error) {
 	var met *metTopic
 	topic := ""
+	places := f.arrange(l)
 	for i := range f.items {
 		it := &f.items[i]
+		if places != nil {
+			it = &f.items[places[i]]
+		}
 		it.begin(ctx, f, i, now)
 		err := l.encode(f.from+i, &it.item, f.copies)
 		if err == nil {

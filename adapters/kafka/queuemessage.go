@@ -180,6 +180,8 @@ type messageLoad struct {
 
 func (l *messageLoad) size(i int) int { return len(l.outs[i].message.Body) }
 
+func (l *messageLoad) partition(int) int { return -1 }
+
 func (l *messageLoad) encode(i int, it *item, cp *copies) error {
 	l.outs[i].encode(it, cp)
 	return nil

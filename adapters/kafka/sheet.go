@@ -32,7 +32,7 @@ func newSheets(partitions int) sheets {
 	return make(sheets, 1+min(max(partitions, 1), maxSheets))
 }
 
-// item returns new memory for a record of a partition, or of none (-1).
+// item returns new memory for a record of a partition, or of none (negative).
 func (s sheets) item(partition int, now int64) *appending {
 	at := &s[0]
 	if partition >= 0 {

@@ -106,6 +106,8 @@ func (l *recordLoad) begin(ctx context.Context, s *Stream, rs []broker.Record, r
 
 func (l *recordLoad) size(i int) int { return len(l.rs[i].Key) + len(l.rs[i].Value) }
 
+func (l *recordLoad) partition(i int) int { return l.s.partitionOf(&l.rs[i]) }
+
 func (l *recordLoad) encode(i int, it *item, cp *copies) error {
 	return l.s.encode(l.ctx, l.s.b.client, it, &l.rs[i], cp)
 }
@@ -163,6 +165,17 @@ func (s *Stream) encode(ctx context.Context, client *kgo.Client, it *item, r *br
 		out.Timestamp = at
 	}
 	return nil
+}
+
+// partitionOf returns where r goes most likely, or -1.
+func (s *Stream) partitionOf(r *broker.Record) int {
+	if r.Pin {
+		return int(r.Partition)
+	}
+	if n := s.met.partitions.Load(); n > 0 && len(r.Key) > 0 {
+		return hashed(r.Key, int(n))
+	}
+	return -1
 }
 
 // hasPartition tells whether partition p exists, looking again for one beyond
