@@ -24,21 +24,22 @@ import (
 const (
 	kafkaEnv        = "BROKER_TEST_KAFKA"
 	kafkaPartitions = 6
-	commitEvery     = 500_000 // records: more than a poll brings, so that all commit as often
-	windowRecords   = 50_000  // of the Processor
+	commitEvery     = 500_000               // records: more than a poll brings, so that all commit as often
+	windowRecords   = 50_000                // of the Processor
+	kgoLinger       = 10 * time.Millisecond // franz-go's default
 )
 
 func kafkaScenarios() []scenario {
 	needs := []string{kafkaEnv}
 	flood := scenario{
 		name:     "kafka publish, 1 goroutine",
-		what:     "acks=all, idempotent. The raw client pipelines Produce; the broker gets batches of 10,000 (16 MiB at most), five under way at once since the raw client buffers 50,000, or an AsyncAppender record by record; the peers have a blocking call only. A call that its context may cut off (cancellable) copies what it sends, since its caller may then change it; the other calls, and those of the raw client, have contexts that do not end.",
+		what:     "acks=all, idempotent. The raw client pipelines Produce; the broker gets batches of 10,000 (16 MiB at most), five under way at once since the raw client buffers 50,000, or an AsyncAppender record by record, with the raw client's bound of 50,000 and its linger of 10 ms; the peers have a blocking call only. A call that its context may cut off (cancellable) copies what it sends, since its caller may then change it; the other calls, and those of the raw client, have contexts that do not end.",
 		messages: 3_000_000, needs: needs,
 		contenders: []contender{
 			{name: "raw franz-go", open: flooding(kafkaTopic, rawKafka)},
 			{name: "broker", open: flooding(kafkaTopic, brokerKafka)},
 			{name: "broker, cancellable", open: flooding(kafkaTopic, cancellableKafka)},
-			{name: "broker, async", open: flooding(kafkaTopic, asyncKafka)},
+			{name: "broker, async", open: flooding(kafkaTopic, asyncKafka(kgoLinger))},
 			{name: "Watermill", open: flooding(kafkaTopic, watermillKafka), fraction: 0.002},
 			{name: "Go CDK", open: flooding(kafkaTopic, cdkKafka), fraction: 0.002},
 		},
@@ -47,6 +48,15 @@ func kafkaScenarios() []scenario {
 			{of: "broker", over: "raw franz-go", maxCPU: 1.15},
 			{of: "broker, async", over: "raw franz-go", atLeast: 0.95},
 			{of: "broker, async", over: "raw franz-go", maxCPU: 1.15},
+		},
+	}
+	noLinger := scenario{
+		name:     "kafka publish, 1 goroutine, no linger",
+		what:     "As kafka publish, 1 goroutine, record by record, but without a linger, which is the broker's default: a batch is what has come while the server was busy, and whoever is slower to publish gets smaller ones. For comparison, without a target: who wants throughput from one goroutine publishes batches, or lingers.",
+		messages: flood.messages, needs: needs,
+		contenders: []contender{
+			{name: "raw franz-go", open: flooding(kafkaTopic, rawKafkaWith(kgo.ProducerLinger(0)))},
+			{name: "broker, async", open: flooding(kafkaTopic, asyncKafka(0))},
 		},
 	}
 	begin, shared := share(filled(kafkaTopic, rawKafka))
@@ -69,7 +79,7 @@ func kafkaScenarios() []scenario {
 	}
 	fullQueue := filled(kafkaQueue, brokerShare)
 	return []scenario{
-		flood, sized(flood, "1 KiB", 1<<10, 1_200_000), sized(flood, "64 KiB", 64<<10, 30_000),
+		flood, sized(flood, "1 KiB", 1<<10, 1_200_000), sized(flood, "64 KiB", 64<<10, 30_000), noLinger,
 		{
 			name:     "kafka publish, 64 goroutines",
 			what:     "A blocking call for each message from 64 goroutines.",
@@ -148,13 +158,20 @@ func kafkaTopic(ctx context.Context, _ int) (place, error) {
 	return streamPlace(b, b, name), nil
 }
 
-// rawKafka keys what it floods with 5,000 keys, and uses a client for each of
-// the three ways to work, as one has to.
-func rawKafka(_ context.Context, p place) (rig, error) {
+// rawKafka is franz-go with its defaults; see rawKafkaWith.
+func rawKafka(ctx context.Context, p place) (rig, error) { return rawKafkaWith()(ctx, p) }
+
+// rawKafkaWith keys what it floods with 5,000 keys, and uses a client for each
+// of the three ways to work, as one has to; flooding has options.
+func rawKafkaWith(flooding ...kgo.Opt) func(context.Context, place) (rig, error) {
+	return func(_ context.Context, p place) (rig, error) { return openRawKafka(p, flooding) }
+}
+
+func openRawKafka(p place, flooding []kgo.Opt) (rig, error) {
 	client := func(opts ...kgo.Opt) (*kgo.Client, error) {
 		return kgo.NewClient(append(opts, kgo.SeedBrokers(kafkaAddrs()...), kgo.DefaultProduceTopic(p.name))...)
 	}
-	many, err := client(kgo.MaxBufferedRecords(50_000))
+	many, err := client(append(flooding, kgo.MaxBufferedRecords(50_000))...)
 	if err != nil {
 		return rig{}, err
 	}
@@ -312,8 +329,12 @@ func readStream(s broker.Stream) func(context.Context, func([]byte) bool) error 
 }
 
 // asyncKafka appends record by record.
-func asyncKafka(ctx context.Context, p place) (rig, error) {
-	b, err := kafka.Open(ctx, &kafka.Options{Brokers: kafkaAddrs()})
+func asyncKafka(linger time.Duration) func(context.Context, place) (rig, error) {
+	return func(ctx context.Context, p place) (rig, error) { return openAsyncKafka(ctx, p, linger) }
+}
+
+func openAsyncKafka(ctx context.Context, p place, linger time.Duration) (rig, error) {
+	b, err := kafka.Open(ctx, &kafka.Options{Brokers: kafkaAddrs(), Linger: linger})
 	if err != nil {
 		return rig{}, err
 	}

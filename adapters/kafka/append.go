@@ -45,7 +45,7 @@ func (s *Stream) append(ctx context.Context, r *broker.Record, answer broker.Ans
 	now := clock.Now()
 	a := s.newAppending(r, now)
 	a.begin(carried, time.Unix(0, now))
-	a.rec.Context = a
+	a.rec.Context = a //nolint:fatcontext // the record's, which is this one and no deeper
 	if err := s.encode(ctx, s.b.client, &a.item, r, nil); err != nil {
 		return err
 	}
