@@ -131,6 +131,9 @@ func (s *suite) fakeHarness(t *testing.T) conformance.Harness {
 	cluster := fake(t, kfake.BrokerConfigs(map[string]string{
 		"share.record.lock.sweep.interval.ms": "100",
 		"log.cleaner.backoff.ms":              "200", // how often it applies retention
+		// Of KIP-848 groups, which have no timeout of the member's own: a killed one
+		// is gone before the cases that kill have waited long enough.
+		"group.consumer.session.timeout.ms": "6000",
 	}))
 	h := s.harness(&kafka.Options{Brokers: cluster.ListenAddrs()})
 	h.Name += " (kfake)"
