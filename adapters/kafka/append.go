@@ -9,8 +9,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// An appending is a record of AsyncAppend on its way. It is three cache lines:
-// when it is answered, all of them have left the caches.
+// An appending is a record of AsyncAppend on its way. It is three cache lines,
+// beside others of its partition: see sheet.
 type appending struct {
 	item
 	answer broker.Answer

@@ -167,7 +167,7 @@ func (s *Stream) encode(ctx context.Context, client *kgo.Client, it *item, r *br
 	return nil
 }
 
-// partitionOf returns where r goes most likely, or -1.
+// partitionOf returns where r goes most likely; negative: anywhere.
 func (s *Stream) partitionOf(r *broker.Record) int {
 	if r.Pin {
 		return int(r.Partition)
