@@ -23,13 +23,35 @@ import (
 func holdBack(cluster *kfake.Cluster, kind kmsg.Key) (held chan struct{}, release func()) {
 	held = make(chan struct{})
 	released := make(chan struct{})
-	var once sync.Once
+	var (
+		once    sync.Once
+		mu      sync.Mutex
+		over    bool // no request goes to sleep any more
+		asleep  sync.WaitGroup
+		toSleep = func() bool {
+			mu.Lock()
+			defer mu.Unlock()
+			if !over {
+				asleep.Add(1)
+			}
+			return !over
+		}
+	)
 	cluster.ControlKey(kind.Int16(), func(kmsg.Request) (kmsg.Response, error, bool) { //nolint:revive // kfake's order
 		once.Do(func() { close(held) })
-		cluster.SleepControl(func() { <-released })
+		if toSleep() {
+			cluster.SleepControl(func() { <-released })
+			asleep.Done()
+		}
 		return nil, nil, false
 	})
-	return held, sync.OnceFunc(func() { close(released) })
+	return held, sync.OnceFunc(func() {
+		mu.Lock()
+		over = true
+		mu.Unlock()
+		close(released)
+		asleep.Wait() // a cluster that is closed while a request wakes up does not end
+	})
 }
 
 // answers collects the outcomes of an appender's records by number.
