@@ -121,8 +121,9 @@ func (a *AsyncPublisher) Close(ctx context.Context) error {
 }
 
 // An AsyncAppender does for a Stream what AsyncPublisher does for a Publisher,
-// with order kept for each key, or for each partition of pinned records. It
-// works natively where s is [AsyncAppending].
+// with order kept for each key, or for each partition of pinned records. What
+// is published by other means comes after a record for certain only once that
+// is answered. It works natively where s is [AsyncAppending].
 type AsyncAppender struct {
 	fail   func(error) error
 	core   asyncCore[Record]

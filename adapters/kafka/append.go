@@ -5,12 +5,12 @@ import (
 	"time"
 
 	"github.com/queuestream/broker"
-	"github.com/queuestream/broker/internal/clock"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
 // An appending is a record of AsyncAppend on its way. It is three cache lines,
-// beside others of its partition: see sheet.
+// beside others of its partition: see sheet. As a context it has no end: that
+// of the call is none of the record's.
 type appending struct {
 	item
 	answer broker.Answer
@@ -18,6 +18,15 @@ type appending struct {
 
 // Value is how an appending is found where a hook has wrapped the record's context.
 func (a *appending) Value(key any) any { return a.value(key, a) }
+
+// Deadline tells of none.
+func (a *appending) Deadline() (deadline time.Time, ok bool) { return time.Time{}, false }
+
+// Done returns nil: there is no end.
+func (a *appending) Done() <-chan struct{} { return nil }
+
+// Err returns nil.
+func (a *appending) Err() error { return nil }
 
 // AsyncAppend does what broker.AsyncAppending promises, with franz-go's own
 // pipeline. What is on its way Shutdown waits for and Close fails.
@@ -38,32 +47,27 @@ func (s *Stream) append(ctx context.Context, r *broker.Record, answer broker.Ans
 	if !s.b.appends.Load() {
 		s.b.appends.Store(true)
 	}
-	carried := ctx
-	if ctx.Done() != nil {
-		carried = &ending{Context: ctx}
-	}
-	now := clock.Now()
-	a := s.newAppending(r, now)
-	a.begin(carried, time.Unix(0, now))
-	a.rec.Context = a //nolint:fatcontext // the record's, which is this one and no deeper
+	a := s.newAppending(r)
+	a.begin(ctx, time.Time{}) // of the moment when it is handed over
+	a.rec.Context = a         //nolint:fatcontext // the record's, which is this one and no deeper
 	if err := s.encode(ctx, s.b.client, &a.item, r, nil); err != nil {
 		return err
 	}
 	a.answer = answer
-	promise := s.appended
-	if !s.b.lends { // hooks may keep a record, and take its context away
-		promise = func(_ *kgo.Record, err error) { s.answer(a, err) }
+	if err := s.handOver(ctx, a); err != nil {
+		a.letGo()
+		return err
 	}
-	return s.b.produce(ctx, s.met, &a.item, promise)
+	return nil
 }
 
 // newAppending returns memory for a record on its way. Where hooks may keep it,
 // it is apart from what others refer to.
-func (s *Stream) newAppending(r *broker.Record, now int64) *appending {
+func (s *Stream) newAppending(r *broker.Record) *appending {
 	if !s.b.lends {
 		return new(appending)
 	}
-	return s.sheets.item(s.partitionOf(r), now)
+	return s.sheets.item(s.partitionOf(r))
 }
 
 // answered is the promise of records that are in nobody else's hands.
@@ -78,16 +82,18 @@ func (s *Stream) answer(a *appending, err error) {
 	if err == nil {
 		receipt.Partition, receipt.Offset = a.rec.Partition, broker.NewOffset(a.rec.Offset)
 	} else {
-		ctx := a.Context
-		if e, ok := ctx.(*ending); ok {
-			ctx = e.Context
-		}
-		err = fail("publish", s.topic.name, publishError(ctx, err))
+		err = fail("publish", s.topic.name, publishError(a, err))
 	}
 	answer := a.answer
-	if s.b.lends { // neighbours on the sheet may be on their way for longer
-		a.rec.Key, a.rec.Value, a.rec.Headers = nil, nil, nil
-		a.answer = broker.Answer{}
+	if s.b.lends {
+		a.letGo()
 	}
 	answer.Give(receipt, err)
+}
+
+// letGo drops what an appending refers to that is the program's: neighbours on
+// the sheet may be on their way for longer.
+func (a *appending) letGo() {
+	a.rec.Key, a.rec.Value, a.rec.Headers = nil, nil, nil
+	a.answer = broker.Answer{}
 }

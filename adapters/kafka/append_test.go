@@ -1,6 +1,7 @@
 package kafka_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -204,42 +205,76 @@ func TestAppendRefuses(t *testing.T) {
 	})
 }
 
-// While the client has no room, ctx bounds the wait, and what waited was not sent.
+// While there is no room, ctx bounds the wait, and what waited was not sent.
 func TestAppendWaitsForRoom(t *testing.T) {
 	t.Parallel()
-	ctx := testContext(t)
-	cluster := fake(t)
-	held, release := holdBack(cluster, kmsg.Produce)
-	s := declare(t, open(t, &kafka.Options{Brokers: cluster.ListenAddrs(), MaxBufferedRecords: 2}), broker.StreamConfig{Partitions: 1})
-	a := broker.NewAsyncAppender(s, nil)
-	var got answers
-	a.Publish(ctx, broker.Record{Value: []byte("a")}, got.of(0))
-	<-held
-	a.Publish(ctx, broker.Record{Value: []byte("b")}, got.of(1))
-	short, cancel := context.WithCancelCause(ctx)
-	returned := make(chan struct{})
-	go func() {
-		defer close(returned)
-		a.Publish(short, broker.Record{Value: []byte("c")}, got.of(2))
-	}()
-	select {
-	case <-returned:
-		t.Error("there is no room, and Publish returned")
-	default:
-	}
-	why := errors.New("the program had enough")
-	cancel(why)
-	<-returned
-	eventually(t, "an answer to what had no room", func() bool { return got.count() == 1 })
-	if err := got.errs[2]; !errors.Is(err, context.Canceled) || !errors.Is(err, why) || errors.Is(err, broker.ErrUnknownOutcome) {
-		t.Errorf("no room: %v, want the end of the context", err)
-	}
-	release()
-	if err := a.Close(ctx); err != nil {
-		t.Fatal(err)
-	}
-	if vs := values(t, s, false); strings.Join(vs, " ") != "a b" {
-		t.Errorf("stored %q", vs)
+	for _, tc := range []struct {
+		what   string
+		o      kafka.Options
+		bytes  int // of each value
+		client int // has room for
+		room   int // at most: in the client, being handed over, waiting for that
+	}{
+		{"records", kafka.Options{MaxBufferedRecords: 2}, 1, 2, 2 + 2 + 2},
+		{"bytes", kafka.Options{MaxBufferedBytes: 1_000_000}, 600_000, 1, 1 + 2 + 2},
+	} {
+		t.Run(tc.what, func(t *testing.T) {
+			ctx := testContext(t)
+			cluster := fake(t)
+			held, release := holdBack(cluster, kmsg.Produce)
+			tc.o.Brokers = cluster.ListenAddrs()
+			s := declare(t, open(t, &tc.o), broker.StreamConfig{Partitions: 1})
+			a := broker.NewAsyncAppender(s, nil)
+			var got answers
+			value := func(i int) []byte { return bytes.Repeat([]byte{byte('a' + i)}, tc.bytes) }
+			short, cancel := context.WithCancelCause(ctx)
+			var published atomic.Int32
+			returned := make(chan struct{})
+			go func() {
+				defer close(returned)
+				for i := range tc.room + 1 {
+					a.Publish(short, broker.Record{Value: value(i)}, got.of(i))
+					published.Add(1)
+				}
+			}()
+			<-held
+			eventually(t, "the client to be full", func() bool { return int(published.Load()) > tc.client })
+			select {
+			case <-returned:
+				t.Error("there is no room, and Publish returned")
+			default:
+			}
+			why := errors.New("the program had enough")
+			cancel(why)
+			<-returned
+			refused := got.count()
+			if refused == 0 {
+				t.Error("all had room")
+			}
+			release()
+			if err := a.Close(ctx); err != nil {
+				t.Fatal(err)
+			}
+			stored := tc.room + 1 - refused
+			for i := range tc.room + 1 {
+				err := got.errs[i]
+				if i < stored && err != nil {
+					t.Errorf("record %d: %v", i, err)
+				}
+				if i >= stored && (!errors.Is(err, context.Canceled) || !errors.Is(err, why) || errors.Is(err, broker.ErrUnknownOutcome)) {
+					t.Errorf("record %d had no room: %v, want the end of the context", i, err)
+				}
+			}
+			vs := values(t, s, false)
+			if len(vs) != stored {
+				t.Fatalf("%d records are stored, want %d", len(vs), stored)
+			}
+			for i, v := range vs {
+				if v != string(value(i)) {
+					t.Errorf("record %d begins with %q", i, v[:1])
+				}
+			}
+		})
 	}
 }
 
@@ -285,15 +320,29 @@ func TestEndOfOneCallLeavesTheOthers(t *testing.T) {
 // what is on its way; Close fails it, with an outcome that nobody knows.
 func TestAppendCloseUnderWay(t *testing.T) {
 	t.Parallel()
-	for _, drain := range []bool{false, true} {
-		t.Run(fmt.Sprintf("drain=%v", drain), func(t *testing.T) {
+	for _, tc := range []struct {
+		what        string
+		drain, full bool // of the client: what it has no room for is not handed over
+	}{
+		{"close", false, false},
+		{"close-full", false, true},
+		{"shutdown", true, false},
+		{"shutdown-full", true, true},
+	} {
+		t.Run(tc.what, func(t *testing.T) {
 			ctx := testContext(t)
 			cluster := fake(t)
 			held, release := holdBack(cluster, kmsg.Produce)
-			b, s := openOn(t, cluster)
+			o := &kafka.Options{Brokers: cluster.ListenAddrs()}
+			if tc.full {
+				o.MaxBufferedRecords = 2
+			}
+			b := open(t, o)
+			s := declare(t, b, broker.StreamConfig{Partitions: 1})
 			a := broker.NewAsyncAppender(s, nil)
+			const n = 5
 			var got answers
-			for i := range 10 {
+			for i := range n {
 				a.Publish(ctx, broker.Record{Value: []byte("v")}, got.of(i))
 			}
 			<-held
@@ -302,7 +351,7 @@ func TestAppendCloseUnderWay(t *testing.T) {
 			if err := a.Close(ended); !errors.Is(err, context.Canceled) || got.count() > 0 {
 				t.Errorf("Close: %v, %d answers", err, got.count())
 			}
-			if drain {
+			if tc.drain {
 				shut := make(chan error)
 				go func() { shut <- b.Shutdown(ctx) }()
 				eventually(t, "the consumers' end of a shutdown", func() bool {
@@ -320,14 +369,14 @@ func TestAppendCloseUnderWay(t *testing.T) {
 				t.Errorf("Flush: %v", err)
 			}
 			release()
-			if got.count() != 10 {
-				t.Errorf("%d answers to 10 records", got.count())
+			if got.count() != n {
+				t.Errorf("%d answers to %d records", got.count(), n)
 			}
-			for i := range 10 {
+			for i := range n {
 				err := got.errs[i]
-				if ok := err == nil; ok != drain {
+				if ok := err == nil; ok != tc.drain {
 					t.Errorf("record %d: %v", i, err)
-				} else if !drain && (!errors.Is(err, broker.ErrUnknownOutcome) || !errors.Is(err, broker.ErrClosed)) {
+				} else if !tc.drain && (!errors.Is(err, broker.ErrUnknownOutcome) || !errors.Is(err, broker.ErrClosed)) {
 					t.Errorf("record %d: %v, want ErrUnknownOutcome and ErrClosed", i, err)
 				}
 			}

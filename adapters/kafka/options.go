@@ -45,7 +45,8 @@ type Options struct {
 	// franz-go's own default.
 	Linger time.Duration
 	// MaxBufferedRecords bounds the records being published; beyond it calls
-	// wait. Zero: 50,000.
+	// wait. An AsyncAppender's stream holds up to twice as many more, at most
+	// 2,048, that the client has no room for yet. Zero: 50,000.
 	MaxBufferedRecords int
 	// MaxBufferedBytes does the same in bytes of keys, values and headers.
 	// Zero: 256 MiB.

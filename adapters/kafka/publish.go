@@ -16,8 +16,9 @@ import (
 // record's Context, which is how the promise and the partitioner find it without
 // an allocation for each record, and the context that the client gets: of the
 // call until the client has room for the record, and one without an end from
-// then on. The client looks at one record's context for a whole partition; the
-// end of one call would fail what others publish.
+// then on; of an appending, it never has one. The client looks at one record's
+// context for a whole partition; the end of one call would fail what others
+// publish.
 type item struct {
 	rec             kgo.Record
 	context.Context //nolint:containedctx // it is the record's context, for as long as the record is on its way

@@ -3,6 +3,8 @@ package kafka
 import (
 	"sync/atomic"
 	"time"
+
+	"github.com/queuestream/broker/internal/clock"
 )
 
 // A sheet is memory for some appendings, most likely for one partition's: the
@@ -33,7 +35,7 @@ func newSheets(partitions int) sheets {
 }
 
 // item returns new memory for a record of a partition, or of none (negative).
-func (s sheets) item(partition int, now int64) *appending {
+func (s sheets) item(partition int) *appending {
 	at := &s[0]
 	if partition >= 0 {
 		at = &s[1+partition%(len(s)-1)]
@@ -45,13 +47,13 @@ func (s sheets) item(partition int, now int64) *appending {
 				return &old.items[i]
 			}
 		}
-		at.CompareAndSwap(old, old.following(now))
+		at.CompareAndSwap(old, old.following())
 	}
 }
 
 // following returns the sheet for what does not fit on this one.
-func (s *sheet) following(now int64) *sheet {
-	n := smallSheet
+func (s *sheet) following() *sheet {
+	n, now := smallSheet, clock.Now()
 	if s != nil && now-s.begun < busy*int64(len(s.items)) {
 		n = largeSheet
 	}

@@ -3,6 +3,7 @@ package kafka
 import (
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -13,7 +14,7 @@ func TestSheetsKeepPartitionsTogether(t *testing.T) {
 	last := map[int]*appending{}
 	for i := range 5 * smallSheet {
 		for p := -1; p < 3; p++ {
-			a := s.item(p, 0)
+			a := s.item(p)
 			at := s[1+p].Load()
 			if k := i % smallSheet; i < smallSheet && (a != &at.items[k] || k > 0 && last[p] != &at.items[k-1]) {
 				t.Fatalf("item %d of partition %d is not beside the one before", i, p)
@@ -22,7 +23,7 @@ func TestSheetsKeepPartitionsTogether(t *testing.T) {
 		}
 	}
 	many := newSheets(10 * maxSheets)
-	if a, b := many.item(5, 0), many.item(5+maxSheets, 0); len(many) != 1+maxSheets || a == b {
+	if a, b := many.item(5), many.item(5+maxSheets); len(many) != 1+maxSheets || a == b {
 		t.Errorf("%d sheets for %d partitions, items %p and %p", len(many), 10*maxSheets, a, b)
 	}
 }
@@ -31,32 +32,33 @@ func TestSheetsKeepPartitionsTogether(t *testing.T) {
 // idle most of the time holds little memory.
 func TestSheetsAreLargeWhereBusy(t *testing.T) {
 	t.Parallel()
-	s := newSheets(1)
-	now := time.Now().UnixNano()
-	take := func(n int, each time.Duration) int {
-		for range n {
-			now += int64(each)
-			s.item(0, now)
+	synctest.Test(t, func(t *testing.T) {
+		s := newSheets(1)
+		take := func(n int, each time.Duration) int {
+			for range n {
+				time.Sleep(each)
+				s.item(0)
+			}
+			return len(s[1].Load().items)
 		}
-		return len(s[1].Load().items)
-	}
-	const slow = 3 * time.Millisecond
-	for _, step := range []struct {
-		n    int
-		each time.Duration
-		want int
-	}{
-		{1, 0, smallSheet},                 // the first
-		{20, slow, smallSheet},             // at leisure
-		{10, 0, largeSheet},                // in a hurry
-		{1000, 0, largeSheet},              //
-		{2 * largeSheet, slow, smallSheet}, // at leisure again
-		{20, slow, smallSheet},
-	} {
-		if got := take(step.n, step.each); got != step.want {
-			t.Fatalf("after %d items, %v each: a sheet of %d, want %d", step.n, step.each, got, step.want)
+		const slow = 3 * time.Millisecond
+		for _, step := range []struct {
+			n    int
+			each time.Duration
+			want int
+		}{
+			{1, 0, smallSheet},                 // the first
+			{20, slow, smallSheet},             // at leisure
+			{10, 0, largeSheet},                // in a hurry
+			{1000, 0, largeSheet},              //
+			{2 * largeSheet, slow, smallSheet}, // at leisure again
+			{20, slow, smallSheet},
+		} {
+			if got := take(step.n, step.each); got != step.want {
+				t.Fatalf("after %d items, %v each: a sheet of %d, want %d", step.n, step.each, got, step.want)
+			}
 		}
-	}
+	})
 }
 
 // Many may take items at once; each gets its own.
@@ -68,11 +70,11 @@ func TestSheetsAreShared(t *testing.T) {
 		seen = map[*appending]bool{}
 		wg   sync.WaitGroup
 	)
-	for g := range 4 {
+	for range 4 {
 		wg.Go(func() {
 			var mine []*appending
 			for i := range 1000 {
-				mine = append(mine, s.item(i%2, int64(g)))
+				mine = append(mine, s.item(i%2))
 			}
 			mu.Lock()
 			defer mu.Unlock()

@@ -19,6 +19,7 @@ type Stream struct {
 
 	appended func(*kgo.Record, error) // answered, bound once
 	sheets   sheets                   // of newAppending
+	handover handover
 
 	mu      sync.Mutex
 	members map[*GroupConsumer]struct{}
