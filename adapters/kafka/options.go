@@ -39,10 +39,8 @@ type Options struct {
 	// "zstd". Empty: snappy.
 	Compression string
 	// Linger is how long a record waits for others to share its batch. Zero:
-	// not at all; batches then form while earlier ones are in flight, which is
-	// best for calls that wait. Who publishes one by one with a
-	// broker.AsyncAppender, as fast as it can, gets larger batches with 10 ms,
-	// franz-go's own default.
+	// not at all; batches then form while earlier ones are in flight, also those
+	// of a broker.AsyncAppender. (franz-go's own default is 10 ms.)
 	Linger time.Duration
 	// MaxBufferedRecords bounds the records being published; beyond it calls
 	// wait. An AsyncAppender's stream holds up to twice as many more, at most
