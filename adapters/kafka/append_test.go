@@ -149,6 +149,50 @@ func TestAppendOrderAndOwnership(t *testing.T) {
 	})
 }
 
+// Many append at once, and to a client that has room for few: each finds its
+// records stored in its order.
+func TestAppendFromManyGoroutines(t *testing.T) {
+	onBrokers(t, func(t *testing.T, o *kafka.Options) {
+		ctx := testContext(t)
+		o.MaxBufferedRecords = 20
+		s := declare(t, open(t, o), broker.StreamConfig{Partitions: 3})
+		a := broker.NewAsyncAppender(s, nil)
+		const goroutines, n = 8, 500
+		var wg sync.WaitGroup
+		for g := range goroutines {
+			wg.Go(func() {
+				for i := range n {
+					a.Publish(ctx, broker.Record{Key: fmt.Append(nil, g), Value: fmt.Append(nil, i)}, func(_ broker.Receipt, err error) {
+						if err != nil {
+							t.Errorf("record %d of %d: %v", i, g, err)
+						}
+					})
+				}
+			})
+		}
+		wg.Wait()
+		if err := a.Close(ctx); err != nil {
+			t.Fatal(err)
+		}
+		next := map[string]int{}
+		for r, err := range s.Read(ctx, broker.Range{}) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			key := string(r.Key)
+			if string(r.Value) != fmt.Sprint(next[key]) {
+				t.Fatalf("key %s: %s is stored where %d was expected", key, r.Value, next[key])
+			}
+			next[key]++
+		}
+		for g := range goroutines {
+			if got := next[fmt.Sprint(g)]; got != n {
+				t.Errorf("key %d: %d records are stored, want %d", g, got, n)
+			}
+		}
+	})
+}
+
 // A record that cannot be stored is refused at once, and those around it are
 // stored.
 func TestAppendRefuses(t *testing.T) {

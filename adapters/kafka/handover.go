@@ -10,9 +10,9 @@ import (
 )
 
 // A handover takes appendings to the client in order, from a goroutine of its
-// own for as long as there are any. The client's part of the work is more than
-// half of what a record costs; whoever publishes does it at the same time as
-// the rest, so that the client sooner has enough for large batches.
+// own for as long as there are any. The client's part is about half of the work
+// for a record; done beside that of whoever publishes, it keeps up with the
+// server, so that the client has enough for large batches.
 type handover struct {
 	mu      sync.Mutex
 	waiting []*appending
